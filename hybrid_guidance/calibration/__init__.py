@@ -1,0 +1,1 @@
+"""Where each sensor sits, how well that is known, and until when."""

@@ -1,0 +1,371 @@
+"""The calibration file: where each sensor sits, how well that is known, and until when.
+
+YAML, version 1::
+
+    format: hybrid_guidance/calibration
+    version: 1
+    calibrations:
+    - kind: ultrasound-spatial          # or carm, registration
+      parent: ultrasound_probe
+      child: ultrasound_image
+      translation: [x, y, z]            # m, of child in parent
+      rotation_xyzw: [x, y, z, w]
+      deviation: [m, m, m, rad, rad, rad]   # or covariance: 36 numbers, row by row
+      method: N-wire
+      date: 2030-01-31T12:00:00+00:00
+      expires: 2031-01-31T12:00:00+00:00
+      samples: 190                      # this and the next three may be null: not known
+      inliers: 181
+      residual: 0.00048                 # m
+      held_out_error: 0.00054           # m
+      made_by: hybrid-guidance calibrate
+      image:                            # ultrasound-spatial only
+        spacing: [x, y]                 # m per pixel
+        origin: [u0, v0]                # pixel of the mid transducer face
+"""
+
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import date, datetime, time, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from hybrid_guidance.geometry import covariance as covariances
+from hybrid_guidance.geometry import rigid
+from hybrid_guidance.geometry.types import Array, Transform
+from hybrid_guidance.imaging.geometry import ImageGeometry
+
+FORMAT = 'hybrid_guidance/calibration'
+VERSION = 1
+KINDS = {
+    'carm': ('carm', 'fluoroscopy_optical_frame'),
+    'ultrasound-spatial': ('ultrasound_probe', 'ultrasound_image'),
+    'registration': ('world', 'patient'),
+}
+"""Kind of calibration to (parent, child) frame."""
+
+_TEXTS = ('kind', 'parent', 'child', 'method', 'made_by')
+_COUNTS = ('samples', 'inliers')
+_ERRORS = ('residual', 'held_out_error')
+_REQUIRED = (*_TEXTS, *_COUNTS, *_ERRORS, 'translation', 'rotation_xyzw', 'date', 'expires')
+_OPTIONAL = ('deviation', 'covariance', 'image')
+_CLOCK_TOLERANCE = timedelta(minutes=5)
+_REPEAT = 'repeat "hybrid-guidance calibrate"'
+
+
+class CalibrationError(Exception):
+    """A calibration that must not be used; says which file, which entry, why, and the cure."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """One fixed transform and what is known of it.
+
+    Attributes:
+        kind: one of ``KINDS``.
+        parent: frame the transform takes points to.
+        child: frame the transform takes points from.
+        transform: (4, 4) ``parent_T_child``, metres.
+        covariance: (6, 6), m² and rad², in the axes of the parent.
+        method: how it was found.
+        date: when, with a time zone.
+        expires: from when on it may not be used.
+        samples: observations that went in; None when not known.
+        inliers: observations that it explains; None when not known.
+        residual: of the observations used, in metres; None when not known.
+        held_out_error: of observations not used, in metres; None when not known.
+        made_by: program or person.
+        image: pixel spacing and origin that belong to it (ultrasound only).
+    """
+
+    kind: str
+    parent: str
+    child: str
+    transform: Transform
+    covariance: Array
+    method: str
+    date: datetime
+    expires: datetime
+    samples: int | None
+    inliers: int | None
+    residual: float | None
+    held_out_error: float | None
+    made_by: str
+    image: ImageGeometry | None = None
+
+
+def load(path: str | Path, now: datetime) -> tuple[Calibration, ...]:
+    """Read a calibration file and refuse whatever may not be used at ``now``.
+
+    Args:
+        path: the YAML file.
+        now: the present; without a time zone it is UTC, as are times in the file.
+
+    Raises:
+        CalibrationError: file, entry, problem and cure are in its message.
+    """
+    entries = _entries(Path(path))
+    loaded: list[Calibration] = []
+    for number, entry in enumerate(entries, start=1):
+        where = f'{path}, calibration {number}'
+        if isinstance(entry, Mapping) and isinstance(entry.get('kind'), str):
+            where += f' ({entry["kind"]})'
+        try:
+            calibration = _calibration(entry)
+            _check_dates(calibration, _utc(now))
+            _check_child(calibration, loaded)
+        except CalibrationError as error:
+            raise CalibrationError(f'{where}: {error}') from None
+        loaded.append(calibration)
+    return tuple(loaded)
+
+
+def save(path: str | Path, calibrations: Iterable[Calibration]) -> None:
+    """Write a calibration file; an existing one is replaced whole or not at all.
+
+    Raises:
+        CalibrationError: an entry would not be accepted by ``load``, or the file cannot be
+            written.
+    """
+    entries: list[dict[str, Any]] = []
+    checked: list[Calibration] = []
+    for calibration in calibrations:
+        try:
+            entry = _entry(calibration)
+            checked_again = _calibration(entry)
+            _check_child(checked_again, checked)
+        except CalibrationError as error:
+            raise CalibrationError(f'{path}, {calibration.kind}, not saved: {error}') from None
+        entries.append(entry)
+        checked.append(checked_again)
+    document = {'format': FORMAT, 'version': VERSION, 'calibrations': entries}
+    _write(Path(path), yaml.safe_dump(document, sort_keys=False, default_flow_style=None))
+
+
+def _write(path: Path, text: str) -> None:
+    """Write beside the target, then rename: a reader never meets half a file."""
+    try:
+        with tempfile.NamedTemporaryFile('w', encoding='utf-8', dir=path.parent,
+                                         prefix=path.name, delete=False) as stream:
+            stream.write(text)
+        os.chmod(stream.name, 0o644)
+        os.replace(stream.name, path)
+    except OSError as error:
+        raise CalibrationError(
+            f'{path}: cannot be written ({error}); choose a folder that you may write') from error
+
+
+def _entries(path: Path) -> list[Any]:
+    """Read the envelope of the file and return its entries, not yet checked."""
+    try:
+        document = yaml.safe_load(path.read_text(encoding='utf-8'))
+    except OSError as error:
+        raise CalibrationError(f'{path}: cannot be read ({error.strerror or error}); '
+                               'check the path of the calibration file') from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise CalibrationError(f'{path}: not valid YAML ({_one_line(error)}); '
+                               f'correct the file or {_REPEAT}') from error
+    if not isinstance(document, Mapping) or document.get('format') != FORMAT:
+        raise CalibrationError(f'{path}: not a calibration file; '
+                               f'its first line must be "format: {FORMAT}"')
+    if document.get('version') != VERSION:
+        raise CalibrationError(f'{path}: version {document.get("version")!r} cannot be read, '
+                               f'only version {VERSION}; {_REPEAT} with this release')
+    unknown = [key for key in document if key not in ('format', 'version', 'calibrations')]
+    if unknown:
+        raise CalibrationError(f'{path}: unknown key {unknown[0]!r}; remove it')
+    entries = document.get('calibrations')
+    if not isinstance(entries, list):
+        raise CalibrationError(f'{path}: "calibrations" must be a list of calibrations')
+    return entries
+
+
+def _calibration(entry: Any) -> Calibration:
+    """Check one entry and build the calibration."""
+    if not isinstance(entry, Mapping):
+        raise CalibrationError('must be a mapping of keys to values')
+    _check_keys(entry)
+    texts = {key: _text(entry, key) for key in _TEXTS}
+    _check_frames(texts['kind'], texts['parent'], texts['child'])
+    samples, inliers = (_count(entry, key) for key in _COUNTS)
+    if samples is not None and inliers is not None and inliers > samples:
+        raise CalibrationError(f'{inliers} inliers of {samples} samples; correct the counts')
+    residual, held_out_error = (_length(entry, key) for key in _ERRORS)
+    return Calibration(
+        **texts, transform=_transform(entry), covariance=_covariance(entry),
+        date=_date(entry, 'date'), expires=_date(entry, 'expires'), samples=samples,
+        inliers=inliers, residual=residual, held_out_error=held_out_error,
+        image=_image(entry, texts['kind']))
+
+
+def _check_keys(entry: Mapping[Any, Any]) -> None:
+    missing = [key for key in _REQUIRED if key not in entry]
+    if missing:
+        raise CalibrationError(f'key {missing[0]!r} is missing; add it')
+    unknown = [key for key in entry if key not in (*_REQUIRED, *_OPTIONAL)]
+    if unknown:
+        raise CalibrationError(f'unknown key {unknown[0]!r}; remove it or correct its spelling')
+    if ('deviation' in entry) == ('covariance' in entry):
+        raise CalibrationError('needs exactly one of "deviation" (6 numbers) and '
+                               '"covariance" (36 numbers)')
+
+
+def _check_frames(kind: str, parent: str, child: str) -> None:
+    if kind not in KINDS:
+        raise CalibrationError(f'unknown kind {kind!r}; one of {", ".join(KINDS)}')
+    if (parent, child) != KINDS[kind]:
+        expected_parent, expected_child = KINDS[kind]
+        raise CalibrationError(f'goes from {child!r} to {parent!r}; a calibration of kind {kind!r} '
+                               f'has child {expected_child!r} and parent {expected_parent!r}')
+
+
+def _check_dates(calibration: Calibration, now: datetime) -> None:
+    if calibration.expires <= now:
+        raise CalibrationError(f'expired on {calibration.expires:%Y-%m-%d}; '
+                               f'repeat "hybrid-guidance calibrate {calibration.kind}"')
+    if calibration.date > now + _CLOCK_TOLERANCE:
+        raise CalibrationError(f'was made on {calibration.date:%Y-%m-%d %H:%M} UTC, in the future; '
+                               "correct the date or this computer's clock")
+
+
+def _check_child(calibration: Calibration, before: Iterable[Calibration]) -> None:
+    if any(other.child == calibration.child for other in before):
+        raise CalibrationError(f'a second calibration of {calibration.child!r}; '
+                               'keep one, a frame has one parent')
+
+
+def _text(entry: Mapping[Any, Any], key: str) -> str:
+    value = entry[key]
+    if not isinstance(value, str) or not value:
+        raise CalibrationError(f'{key!r} must be text, is {value!r}')
+    return value
+
+
+def _count(entry: Mapping[Any, Any], key: str) -> int | None:
+    value = entry[key]
+    if value is None:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise CalibrationError(f'{key!r} must be a whole number or null, is {value!r}')
+    return value
+
+
+def _length(entry: Mapping[Any, Any], key: str) -> float | None:
+    if entry[key] is None:
+        return None
+    value = float(_numbers([entry[key]], key, 1)[0])
+    if value < 0.0:
+        raise CalibrationError(f'{key!r} must not be negative, is {value!r}')
+    return value
+
+
+def _numbers(value: Any, name: str, count: int) -> Array:
+    """Return ``count`` finite numbers, or say what is wrong with them."""
+    plain = isinstance(value, list) and all(
+        isinstance(number, (int, float)) and not isinstance(number, bool) for number in value)
+    if not plain or len(value) != count:
+        raise CalibrationError(f'{name!r} must be {count} number{"s" * (count > 1)}, is {value!r}')
+    try:
+        numbers = np.array(value, dtype=float)
+    except OverflowError:
+        numbers = np.array([np.inf])
+    if not np.all(np.isfinite(numbers)):
+        raise CalibrationError(f'{name!r} holds a number that is not finite; {_REPEAT}')
+    return numbers
+
+
+def _transform(entry: Mapping[Any, Any]) -> Transform:
+    quaternion = _numbers(entry['rotation_xyzw'], 'rotation_xyzw', 4)
+    norm = float(np.linalg.norm(quaternion))
+    if abs(norm - 1.0) > 1e-3:
+        raise CalibrationError(f'"rotation_xyzw" has length {norm:.6g}, a rotation has 1; '
+                               f'correct it or {_REPEAT}')
+    return rigid.from_quaternion(quaternion / norm,
+                                 _numbers(entry['translation'], 'translation', 3))
+
+
+def _covariance(entry: Mapping[Any, Any]) -> Array:
+    if 'deviation' in entry:
+        deviation = _numbers(entry['deviation'], 'deviation', 6)
+        if np.any(deviation < 0.0):
+            raise CalibrationError('"deviation" holds a negative number')
+        return np.diag(deviation**2)
+    covariance = _numbers(entry['covariance'], 'covariance', 36).reshape(6, 6)
+    if not covariances.is_valid(covariance):
+        raise CalibrationError('"covariance" is not symmetric and positive semidefinite; '
+                               f'correct it or {_REPEAT}')
+    return covariance
+
+
+def _image(entry: Mapping[Any, Any], kind: str) -> ImageGeometry | None:
+    image = entry.get('image')
+    if kind != 'ultrasound-spatial':
+        if image is not None:
+            raise CalibrationError('"image" belongs to ultrasound-spatial only; remove it')
+        return None
+    if not isinstance(image, Mapping) or set(image) != {'spacing', 'origin'}:
+        raise CalibrationError('"image" must hold "spacing" and "origin", nothing else')
+    spacing = _numbers(image['spacing'], 'image spacing', 2)
+    origin = _numbers(image['origin'], 'image origin', 2)
+    if np.any(spacing <= 0.0):
+        raise CalibrationError('"image spacing" must be above zero (metres per pixel)')
+    return ImageGeometry((float(spacing[0]), float(spacing[1])),
+                         (float(origin[0]), float(origin[1])))
+
+
+def _date(entry: Mapping[Any, Any], key: str) -> datetime:
+    value = entry[key]
+    if isinstance(value, str):
+        try:
+            value = datetime.fromisoformat(value)
+        except ValueError:
+            value = None
+    if isinstance(value, date) and not isinstance(value, datetime):
+        value = datetime.combine(value, time())
+    if not isinstance(value, datetime):
+        raise CalibrationError(f'{key!r} must be a date such as 2030-01-31T12:00:00+00:00, '
+                               f'is {entry[key]!r}')
+    return _utc(value)
+
+
+def _utc(moment: datetime) -> datetime:
+    if moment.tzinfo is None:
+        return moment.replace(tzinfo=timezone.utc)
+    try:
+        return moment.astimezone(timezone.utc)
+    except OverflowError as error:
+        raise CalibrationError(f'{moment} is no usable date') from error
+
+
+def _entry(calibration: Calibration) -> dict[str, Any]:
+    """Return what YAML writes for one calibration."""
+    if not rigid.is_rigid(calibration.transform):
+        raise CalibrationError('the transform is not rigid (a rotation and a translation, '
+                               f'all numbers finite); {_REPEAT}')
+    covariance = np.asarray(calibration.covariance, dtype=float)
+    entry: dict[str, Any] = {
+        'kind': calibration.kind, 'parent': calibration.parent, 'child': calibration.child,
+        'translation': calibration.transform[:3, 3].tolist(),
+        'rotation_xyzw': rigid.quaternion(calibration.transform).tolist()}
+    if covariance.shape == (6, 6) and np.array_equal(covariance, np.diag(np.diag(covariance))) \
+            and np.all(np.diag(covariance) >= 0.0):
+        entry['deviation'] = np.sqrt(np.diag(covariance)).tolist()
+    else:
+        entry['covariance'] = covariance.ravel().tolist()
+    entry |= {'method': calibration.method, 'date': _utc(calibration.date).isoformat(),
+              'expires': _utc(calibration.expires).isoformat()}
+    entry |= {key: getattr(calibration, key) for key in (*_COUNTS, *_ERRORS, 'made_by')}
+    entry |= {key: float(entry[key]) for key in _ERRORS if entry[key] is not None}
+    if calibration.image is not None:
+        entry['image'] = {'spacing': [float(value) for value in calibration.image.spacing],
+                          'origin': [float(value) for value in calibration.image.origin]}
+    return entry
+
+
+def _one_line(error: Exception) -> str:
+    return ' '.join(str(error).split())

@@ -1,0 +1,1 @@
+"""Needles found in single images, with a covariance from the image itself."""

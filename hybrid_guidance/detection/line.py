@@ -1,0 +1,567 @@
+"""The needle as a line of pixels, and the sub-pixel measurement of a straight bright shaft.
+
+A shaft is resampled into a strip whose rows run along it. Correlating each row with a Gaussian
+profile gives the shaft's amplitude, with the profile's derivative its lateral offset; both are
+linear in the image, so their noise is the image's noise and their covariance follows from the
+residuals and their correlation along the shaft (Newey and West, Econometrica 1987). The centre
+line is a robust weighted least-squares fit of the offsets, each end a fit of an error function
+to the amplitudes (the edge response of a Gaussian blur; Steger, PAMI 1998).
+"""
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from hybrid_guidance.detection.ridge import maximum_subarray
+from hybrid_guidance.geometry.types import Array, Image, Pixels
+
+_HALF_WIDTH = 30
+_NARROW = 14
+_LAGS = 16
+_FAN_STEP = np.deg2rad(3.0)
+_FAN_ANGLES = np.arange(-36, 37) * _FAN_STEP
+_FAN_RADII = np.arange(7.0, 31.0)
+
+
+@dataclass(frozen=True)
+class PixelNeedle:
+    """A needle in one image.
+
+    Attributes:
+        tip: (2,) pixel (u, v).
+        direction: (2,) unit vector along the shaft, towards the tip.
+        length: px of visible shaft, from its far end to the tip.
+        covariance: (3, 3) of (tip along the shaft in px, tip across the shaft in px, angle of
+            the shaft in rad). Across is positive along ``normal``; a positive angle turns
+            ``direction`` towards ``normal`` (from u towards v, clockwise on the screen).
+        probability: that this is a needle at all, 0 to 1.
+    """
+
+    tip: Pixels
+    direction: Array
+    length: float
+    covariance: Array
+    probability: float
+
+    @property
+    def normal(self) -> Array:
+        """The (2,) unit vector across the shaft: ``direction`` turned from u towards v."""
+        return np.array([-self.direction[1], self.direction[0]])
+
+    @property
+    def pixel_covariance(self) -> Array:
+        """The (3, 3) covariance of (tip u px, tip v px, angle rad)."""
+        axes = np.eye(3)
+        axes[:2, 0], axes[:2, 1] = self.direction, self.normal
+        return np.asarray(axes @ self.covariance @ axes.T)
+
+
+@dataclass(frozen=True)
+class Shaft:
+    """What was measured of one straight shaft; end 0 lies at smaller s than end 1.
+
+    Attributes:
+        origin: (2,) px, a point of the centre line, where s is zero.
+        direction: (2,) unit vector of increasing s.
+        edges: (2,) px, s of the two ends.
+        edge_variance: (2,) px².
+        line_covariance: (2, 2) of (offset at s = 0 in px, slope in px/px).
+        amplitude: grey levels above the surroundings.
+        width: px, σ of the Gaussian profile that fits best.
+        significance: amplitude over its deviation among parallel lines nearby.
+        coverage: fraction of the length on which the shaft is visible.
+        unevenness: deviation of the amplitude along the shaft over its mean, noise removed.
+        asymmetry: step between the two sides over the amplitude; above 1 is an edge.
+        sagitta: px, bow of the centre line, less what noise explains.
+        taper: ratio of the widths of the two halves, at least 1.
+        continuation: (2,) amplitude of the best path that leads on beyond each end, relative.
+        open_end: (2,) whether the shaft leaves the image at that end.
+        bulk: (2,) integrated profile just beyond each end relative to the shaft's: the hub.
+        sides: (2,) grey level on the negative and positive side of the shaft, close by.
+        far_sides: (2,) the same, farther away.
+    """
+
+    origin: Pixels
+    direction: Array
+    edges: Array
+    edge_variance: Array
+    line_covariance: Array
+    amplitude: float
+    width: float
+    significance: float
+    coverage: float
+    unevenness: float
+    asymmetry: float
+    sagitta: float
+    taper: float
+    continuation: Array
+    open_end: Array
+    bulk: Array
+    sides: Array
+    far_sides: Array
+
+    @property
+    def length(self) -> float:
+        """Visible length in px."""
+        return float(self.edges[1] - self.edges[0])
+
+    @property
+    def ends(self) -> Pixels:
+        """The (2, 2) end points in px."""
+        return np.asarray(self.origin + self.edges[:, None] * self.direction)
+
+    def needle(self, tip_end: int, probability: float) -> PixelNeedle:
+        """Return the needle whose tip is end 0 or 1."""
+        sign = 1.0 if tip_end else -1.0
+        across = np.array([sign, sign * self.edges[tip_end]])
+        covariance = np.zeros((3, 3))
+        covariance[0, 0] = self.edge_variance[tip_end]
+        # Seen from the other end the normal turns over, the sense of rotation does not.
+        rows = np.vstack([across, [0.0, 1.0]])
+        covariance[1:, 1:] = rows @ self.line_covariance @ rows.T
+        return PixelNeedle(self.ends[tip_end], sign * self.direction, self.length, covariance,
+                           probability)
+
+
+@dataclass(frozen=True)
+class _Template:
+    """Profile and its derivative on columns x, free of constant and linear background."""
+
+    width: float
+    half: int
+    profile: Array
+    derivative: Array
+
+    @classmethod
+    def gaussian(cls, width: float, limit: int) -> '_Template':
+        half = min(limit, int(np.ceil(3.0 * width + 2.5)))
+        x = np.arange(-half, half + 1.0)
+        bell = np.exp(-0.5 * (x / width) ** 2)
+        slope = x / width**2 * bell
+        return cls(width, half, bell - bell.mean(), slope - x * float(slope @ x) / float(x @ x))
+
+    def amplitude(self, strip: Image) -> Array:
+        """Return the (S,) amplitude of each row."""
+        middle = strip.shape[1] // 2
+        rows = strip[:, middle - self.half:middle + self.half + 1]
+        return np.asarray(rows @ self.profile / float(self.profile @ self.profile), dtype=float)
+
+    def offset(self, strip: Image) -> Array:
+        """Return the (S,) lateral offset of each row times its amplitude."""
+        middle = strip.shape[1] // 2
+        rows = strip[:, middle - self.half:middle + self.half + 1]
+        scale = float(self.derivative @ self.derivative)
+        return np.asarray(rows @ self.derivative / scale, dtype=float)
+
+
+def measure(image: Image, ends: Pixels, *, mask: Image | None = None,
+            minimum_length: float = 40.0, widths: tuple[float, float] = (0.8, 5.0)
+            ) -> Shaft | None:
+    """Measure the bright straight shaft near a rough segment.
+
+    Args:
+        image: (H, W) float32, lines brighter than both their sides.
+        ends: (2, 2) px, rough ends, a few pixels off at most.
+        mask: (H, W) uint8, zero where the image means nothing.
+        minimum_length: px; shorter shafts give None.
+        widths: px, range of σ of the profile.
+
+    Returns:
+        The shaft, or None where no shaft can be measured.
+    """
+    strip = _Strip.around(image, mask, np.asarray(ends, dtype=float))
+    template = _Template.gaussian(max(1.8, widths[0]), _NARROW)
+    for step in range(3):
+        strip.sample(_NARROW)
+        if not strip.find_run(template) or strip.run_length < 0.6 * minimum_length:
+            return None
+        if step:
+            template = _Template.gaussian(_best_width(strip, widths), _NARROW)
+        strip.fit_line(template)
+    strip.sample(_HALF_WIDTH)
+    if not strip.find_run(template) or strip.run_length < 0.8 * minimum_length:
+        return None
+    shaft = _describe(strip, template)
+    return shaft if shaft.length >= minimum_length else None
+
+
+class _Strip:
+    """A resampled neighbourhood of a line: rows along it (s, px), columns across it."""
+
+    def __init__(self, image: Image, mask: Image | None, origin: Pixels, direction: Array,
+                 s: Array) -> None:
+        self.image, self.mask = image, mask
+        self.origin, self.direction = origin, direction
+        self.s = s
+        self.run = slice(0, s.size)
+        self.line_covariance = np.eye(2)
+        self.pixels: Image = np.zeros((0, 0), np.float32)
+
+    @classmethod
+    def around(cls, image: Image, mask: Image | None, ends: Pixels) -> '_Strip':
+        axis = ends[1] - ends[0]
+        length = float(np.linalg.norm(axis))
+        reach = np.ceil(0.5 * length + min(30.0 + 0.3 * length, 90.0))
+        return cls(image, mask, ends.mean(axis=0), axis / length, np.arange(-reach, reach + 1.0))
+
+    @property
+    def normal(self) -> Array:
+        return np.array([-self.direction[1], self.direction[0]])
+
+    @property
+    def run_length(self) -> int:
+        return self.run.stop - self.run.start
+
+    def sample(self, half_width: int) -> None:
+        """Resample the image, keeping only rows whose centre is inside it and its mask."""
+        self._trim()
+        x = np.arange(-half_width, half_width + 1.0)
+        grid = (self.origin + self.s[:, None, None] * self.direction
+                + x[:, None] * self.normal).astype(np.float32)
+        self.pixels = cv2.remap(self.image, grid, None, cv2.INTER_LINEAR,
+                                borderMode=cv2.BORDER_REPLICATE)
+
+    def _trim(self) -> None:
+        height, width = self.image.shape
+        centre = self.origin + self.s[:, None] * self.direction
+        inside = np.all((centre >= 1.0) & (centre <= np.array([width - 2, height - 2])), axis=1)
+        if self.mask is not None:
+            nearest = np.clip(np.rint(centre).astype(int), 0, [width - 1, height - 1])
+            inside &= self.mask[nearest[:, 1], nearest[:, 0]] > 0
+        kept = np.flatnonzero(inside)
+        if kept.size:
+            self.s = self.s[kept[0]:kept[-1] + 1]
+
+    def find_run(self, template: _Template) -> bool:
+        """Find the rows on which the shaft is visible; False when there is none."""
+        if self.s.size < 20:
+            return False
+        amplitude = cv2.blur(template.amplitude(self.pixels).reshape(-1, 1), (1, 5)).ravel()
+        bulk = cv2.blur(_row_bulk(self.pixels), (1, 9)).ravel() / (2.5066 * template.width)
+        near = np.abs(self.s) < 0.35 * float(np.ptp(self.s))
+        level = float(np.median(amplitude[near])) if near.any() else 0.0
+        for _ in range(2):
+            if level <= 0.0:
+                return False
+            relative = amplitude / level
+            # Far above the shaft's own level is not the shaft: a hub, or something it crosses.
+            gain = np.minimum.reduce([np.clip(relative, -0.5, 1.5) - 0.5,
+                                      np.clip(2.2 - relative, -1.0, None),
+                                      np.clip(2.5 - bulk / level, -1.0, None)])
+            first, last, _sum = maximum_subarray(gain, 30)
+            level = float(np.median(amplitude[first:last + 1]))
+        self.run = slice(first, last + 1)
+        self.level = level
+        return level > 0.0
+
+    def fit_line(self, template: _Template) -> None:
+        """Move origin and direction onto the centre line of the run."""
+        s = self.s[self.run]
+        middle = np.rint(s.mean())
+        offset = np.clip(template.offset(self.pixels[self.run]) / self.level, -6.0, 6.0)
+        fit = _robust_line(s - middle, offset)
+        floor = (_pixel_noise(self.pixels, template.half) / self.level) ** 2 / float(
+            template.derivative @ template.derivative)
+        self.line_covariance = _line_covariance(fit, floor)
+        self.offset_residual = fit.residual
+        self.sagitta = _sagitta(fit)
+        centre = self.origin + middle * self.direction + fit.beta[0] * self.normal
+        direction = self.direction + fit.beta[1] * self.normal
+        self.s = self.s - middle
+        self.direction = direction / np.linalg.norm(direction)
+        self.origin = centre
+
+
+@dataclass(frozen=True)
+class _Fit:
+    design: Array
+    weight: Array
+    residual: Array
+    beta: Array
+
+
+def _robust_line(s: Array, offset: Array) -> _Fit:
+    """Fit offset = β₀ + β₁ s with Tukey's weights."""
+    design = np.column_stack([np.ones_like(s), s])
+    weight = np.ones_like(s)
+    beta = np.array([float(np.median(offset)), 0.0])
+    for _ in range(4):
+        residual = offset - design @ beta
+        scale = 1.4826 * float(np.median(np.abs(residual))) + 1e-6
+        weight = np.square(np.clip(1.0 - (residual / (4.685 * scale)) ** 2, 1e-3, None))
+        weighted = design * weight[:, None]
+        beta = np.linalg.solve(weighted.T @ design, weighted.T @ offset)
+    return _Fit(design, weight, offset - design @ beta, beta)
+
+
+def _line_covariance(fit: _Fit, floor: float) -> Array:
+    """Sandwich covariance of the line, residuals correlated along the shaft."""
+    weighted = fit.design * fit.weight[:, None]
+    bread = np.linalg.inv(weighted.T @ fit.design)
+    freedom = max(fit.weight.sum() - 2.0, 1.0) / fit.weight.sum()
+    variance = float(np.average(fit.residual**2, weights=fit.weight)) / freedom
+    correlation = _autocorrelation(fit.residual * np.sqrt(fit.weight))
+    meat = weighted.T @ _correlate(weighted, correlation)
+    return np.asarray(bread @ meat @ bread * max(variance, floor) + np.diag([1e-4, 1e-10]))
+
+
+def _autocorrelation(residual: Array) -> Array:
+    """Return (K,) autocorrelation from lag 0, tapered (Bartlett) so that it stays positive."""
+    centred = residual - residual.mean()
+    lags = int(min(_LAGS, max(centred.size // 5, 1)))
+    power = float(centred @ centred) + 1e-12
+    raw = np.array([float(centred[k:] @ centred[:centred.size - k]) for k in range(lags)]) / power
+    # A fitted line takes correlation away from a short series; the taper does so from all.
+    return np.maximum(raw, 0.0) * (1.0 - np.arange(lags) / (lags + 1.0)) ** 0.5
+
+
+def _correlate(columns: Array, correlation: Array) -> Array:
+    """Apply the banded Toeplitz matrix of an autocorrelation to the columns of (N, M)."""
+    result = columns.copy()
+    for lag in range(1, correlation.size):
+        result[lag:] += correlation[lag] * columns[:-lag]
+        result[:-lag] += correlation[lag] * columns[lag:]
+    return result
+
+
+def _sagitta(fit: _Fit) -> float:
+    """Return the bow of the residuals in px, less twice its own deviation."""
+    s = fit.design[:, 1]
+    half = max(float(np.ptp(s)) / 2.0, 1.0)
+    bow = (s / half) ** 2
+    bow = bow - np.average(bow, weights=fit.weight)
+    power = float((fit.weight * bow) @ bow)
+    rise = float((fit.weight * bow) @ fit.residual) / power
+    inflation = 1.0 + 2.0 * float(_autocorrelation(fit.residual)[1:].sum())
+    deviation = float(np.sqrt(np.average(fit.residual**2, weights=fit.weight)
+                              * inflation / power))
+    return max(abs(rise) - 2.0 * deviation, 0.0)
+
+
+def _pixel_noise(pixels: Image, half: int) -> float:
+    """Deviation of the image noise beside the shaft, from differences between columns."""
+    flank = np.concatenate([pixels[:, :-2 * half - 1], pixels[:, 2 * half + 1:]], axis=1)
+    flank = flank if flank.shape[1] > 3 else pixels
+    return 1.4826 / 2**0.5 * float(np.median(np.abs(np.diff(flank, axis=1))))
+
+
+def _best_width(strip: _Strip, widths: tuple[float, float]) -> float:
+    """Return the σ whose profile explains most of the shaft, were part of it hub or crossed."""
+    half = strip.pixels.shape[1] // 2
+    count = max(min(8, strip.run_length // 12), 1)
+    blocks = np.stack([rows.mean(axis=0)
+                       for rows in np.array_split(strip.pixels[strip.run], count)])
+    candidates = np.geomspace(*widths, 11)
+    gains = []
+    for width in candidates:
+        template = _Template.gaussian(float(width), half)
+        middle = blocks[:, half - template.half:half + template.half + 1]
+        gains.append(middle @ template.profile / float(np.linalg.norm(template.profile)))
+    best = candidates[np.argmax(gains, axis=0)]
+    return float(np.percentile(best, 35))
+
+
+def _describe(strip: _Strip, template: _Template) -> Shaft:
+    """Measure ends and character of a strip that is aligned with its shaft."""
+    amplitude = template.amplitude(strip.pixels)
+    ends = [_fit_end(strip, amplitude, end) for end in (0, 1)]
+    edges = np.array([ends[0][0], ends[1][0]])
+    rows = (strip.s >= edges[0] + 2.0) & (strip.s <= edges[1] - 2.0)
+    if np.count_nonzero(rows) < 10:
+        rows = np.zeros(strip.s.size, dtype=bool)
+        rows[strip.run] = True
+    profile = strip.pixels[rows].mean(axis=0)
+    inner = amplitude[rows]
+    level = float(inner.mean())
+    sides, far_sides = _sides(profile, template)
+    asymmetry = abs(float(sides[1] - sides[0])) / max(level, 1e-6)
+    return Shaft(
+        strip.origin, strip.direction, edges, np.array([ends[0][1], ends[1][1]]),
+        strip.line_covariance, level, template.width,
+        _significance(profile, template, level), _coverage(inner, level),
+        _unevenness(inner, level), asymmetry, strip.sagitta, _taper(strip.pixels[rows]),
+        np.array([_continuation(strip, template, edges, level, end) for end in (0, 1)]),
+        np.array([edges[0] - strip.s[0] < 6.0, strip.s[-1] - edges[1] < 6.0]),
+        np.array([_bulk(strip, edges, end) for end in (0, 1)]), sides, far_sides)
+
+
+def _fit_end(strip: _Strip, amplitude: Array, end: int) -> tuple[float, float]:
+    """Return s of one end and its variance, from a fit of an error function."""
+    s, y = (strip.s, amplitude) if end else (-strip.s[::-1], amplitude[::-1])
+    coarse = s[strip.run.stop - 1] if end else -strip.s[strip.run.start]
+    sign = 1.0 if end else -1.0
+    inner = min(45.0, 0.6 * strip.run_length)
+    window = (s > coarse - inner) & (s < coarse + 22.0)
+    if s[-1] - coarse < 5.0 or np.count_nonzero(window) < 12:
+        return sign * float(coarse), 25.0
+    edge, variance = fit_edge(s[window], y[window], float(coarse))
+    return sign * edge, variance
+
+
+def fit_edge(s: Array, response: Array, guess: float) -> tuple[float, float]:
+    """Fit a falling error-function edge, ``low + (high - low) Φ((edge - s) / blur)``.
+
+    Args:
+        s: (N,) px, increasing, evenly spaced by one.
+        response: (N,) amplitudes, any unit.
+        guess: px, edge to within about ten pixels.
+
+    Returns:
+        The edge in px and its variance in px², from the residuals and their correlation.
+    """
+    edges = guess + np.arange(-10.0, 10.5, 1.0)
+    shapes = np.stack([_step(s, edge, blur) for blur in (1.0, 2.0, 3.5) for edge in edges])
+    best = int(np.argmax(_explained(shapes, response)))
+    edge, blur = float(edges[best % edges.size]), (1.0, 2.0, 3.5)[best // edges.size]
+    for _ in range(6):
+        design, residual = _linearised_edge(s, response, edge, blur)
+        change = np.linalg.lstsq(design, residual, rcond=None)[0]
+        edge += float(np.clip(change[0], -2.0, 2.0))
+        blur = float(np.clip(blur + np.clip(change[1], -0.5, 0.5), 0.7, 5.0))
+    design, residual = _linearised_edge(s, response, edge, blur)
+    bread = np.linalg.pinv(design.T @ design)
+    correlation = _autocorrelation(residual)
+    meat = design.T @ _correlate(design, correlation)
+    variance = float(residual @ residual) / max(s.size - 4, 1)
+    return edge, float((bread @ meat @ bread)[0, 0]) * variance + 0.1**2
+
+
+def _step(s: Array, edge: float, blur: float) -> Array:
+    return np.asarray(0.5 * (1.0 + np.tanh(0.7979 * ((edge - s) / blur)
+                                           * (1.0 + 0.044715 * ((edge - s) / blur) ** 2))))
+
+
+def _explained(shapes: Array, response: Array) -> Array:
+    """Return how much of the response each (M, N) shape explains beside a constant."""
+    shapes = shapes - shapes.mean(axis=1, keepdims=True)
+    projection = shapes @ (response - response.mean())
+    return np.asarray(np.maximum(projection, 0.0) ** 2 / (np.sum(shapes**2, axis=1) + 1e-9))
+
+
+def _linearised_edge(s: Array, response: Array, edge: float, blur: float) -> tuple[Array, Array]:
+    """Return the (N, 4) derivative by edge, blur, high and low, and the (N,) residual."""
+    step = _step(s, edge, blur)
+    levels = np.column_stack([step, 1.0 - step])
+    high, low = np.linalg.lstsq(levels, response, rcond=None)[0]
+    z = (edge - s) / blur
+    slope = (high - low) * np.exp(-0.5 * z**2) / (blur * np.sqrt(2.0 * np.pi))
+    design = np.column_stack([slope, -slope * z, levels])
+    return design, response - levels @ np.array([high, low])
+
+
+def _significance(profile: Array, template: _Template, level: float) -> float:
+    """Return the amplitude over the root mean square of what parallel lines show.
+
+    The shaft itself is taken out first: its side lobes are no clutter.
+    """
+    x = np.arange(profile.size) - profile.size // 2
+    rest = profile - level * np.exp(-0.5 * (x / template.width) ** 2)
+    response = np.correlate(rest, template.profile, 'valid') / float(
+        template.profile @ template.profile)
+    aside = response[np.abs(np.arange(response.size) - response.size // 2)
+                     > 2.0 * template.width + 2.0]
+    return level / (float(np.sqrt(np.mean(aside**2))) + 1e-6) if aside.size else 0.0
+
+
+def _blocks(inner: Array, size: int = 9) -> Array:
+    count = inner.size // size
+    return np.asarray(inner[:count * size].reshape(count, size).mean(axis=1))
+
+
+def _coverage(inner: Array, level: float) -> float:
+    return float(np.mean(_blocks(inner) > 0.4 * level)) if inner.size >= 9 else 0.0
+
+
+def _unevenness(inner: Array, level: float) -> float:
+    """Return the coefficient of variation of the amplitude, noise from rows 2 apart removed."""
+    blocks = _blocks(inner)
+    noise = float(np.mean((inner[3:] - inner[:-3]) ** 2)) / 2.0 / 3.0
+    return float(np.sqrt(max(float(np.var(blocks)) - noise, 0.0))) / max(level, 1e-6)
+
+
+def _sides(profile: Array, template: _Template) -> tuple[Array, Array]:
+    """Return mean grey levels (negative side, positive side), close by and farther away."""
+    middle = profile.size // 2
+    near = int(np.ceil(2.5 * template.width + 1.0))
+    stop = min(near + 6, middle)
+    close = np.array([profile[middle - stop:middle - near + 1].mean(),
+                      profile[middle + near:middle + stop + 1].mean()])
+    far = np.array([profile[:middle - stop + 1].mean(), profile[middle + stop:].mean()])
+    return close, far
+
+
+def _taper(rows: Image) -> float:
+    """Return the ratio of the profile widths of the two halves of a shaft."""
+    moments = []
+    x = np.arange(rows.shape[1]) - rows.shape[1] // 2
+    near = np.abs(x) <= 9
+    for half in np.array_split(rows, 2):
+        profile = half.mean(axis=0)[near]
+        profile = np.maximum(profile - np.linspace(profile[:3].mean(), profile[-3:].mean(),
+                                                   profile.size), 0.0)
+        moments.append(float(profile.sum() / max(float(profile.max()), 1e-6)) + 1e-3)
+    return max(moments) / min(moments)
+
+
+def _continuation(strip: _Strip, template: _Template, edges: Array, level: float,
+                  end: int) -> float:
+    """Return the mean amplitude, relative to the shaft, of the best path beyond an end.
+
+    Arcs around the end, 7 to 30 px away, up to 110° to either side: a curved catheter that
+    turns away is followed, too.
+    """
+    sign = 1.0 if end else -1.0
+    centre = strip.origin + edges[end] * strip.direction
+    fan = _FAN_ANGLES
+    rays = np.cos(fan)[:, None] * sign * strip.direction + np.sin(fan)[:, None] * strip.normal
+    grid = (centre + _FAN_RADII[:, None, None] * rays).astype(np.float32)
+    sampled = cv2.remap(strip.image, grid, None, cv2.INTER_LINEAR,
+                        borderMode=cv2.BORDER_REPLICATE)
+    arcs = sampled.reshape(-1, 3, fan.size).mean(axis=1)
+    best = np.where(np.abs(fan) < 0.7, 0.0, -9.0).astype(np.float32)
+    for radius, arc in zip(_FAN_RADII[1::3], arcs, strict=True):
+        response = _arc_response(arc, float(radius), template.width) / level
+        reach = 2 * int(np.ceil(4.0 / (radius * _FAN_STEP))) + 1
+        best = cv2.dilate(best.reshape(1, -1), np.ones((1, reach), np.uint8)).ravel()
+        best = best + np.clip(response, -0.5, 1.5)
+    return float(best.max()) / len(arcs)
+
+
+def _arc_response(arc: Array, radius: float, width: float) -> Array:
+    """Return the amplitude of the profile at each angle of an arc."""
+    half = int(np.ceil((3.0 * width + 2.5) / (radius * _FAN_STEP)))
+    x = np.arange(-half, half + 1.0) * radius * _FAN_STEP
+    bell = np.exp(-0.5 * (x / width) ** 2)
+    profile = bell - bell.mean()
+    padded = np.pad(arc, half, mode='edge')
+    return np.asarray(np.correlate(padded, profile, 'valid') / float(profile @ profile))
+
+
+def _bulk(strip: _Strip, edges: Array, end: int) -> float:
+    """Return the grey level integrated across, just beyond an end, relative to the shaft's."""
+    beyond = strip.s - edges[1] if end else edges[0] - strip.s
+    outside = (beyond > 1.0) & (beyond < 25.0)
+    inside = (beyond < -8.0) & (beyond > -60.0)
+    if np.count_nonzero(outside) < 5 or np.count_nonzero(inside) < 5:
+        return 0.0
+    ratios = []
+    for half, far in ((10, 15), (21, 29)):
+        shaft = float(np.median(_row_bulk(strip.pixels[inside], half, far)))
+        hub = float(np.median(_row_bulk(strip.pixels[outside], half, far)))
+        ratios.append(hub / max(shaft, 2.0 * strip.level))
+    return max(ratios)
+
+
+def _row_bulk(pixels: Image, half: int = 10, far: int = 15) -> Image:
+    """Return (S, 1) grey level integrated over ±half columns, above the level up to ±far."""
+    middle = pixels.shape[1] // 2
+    beside = 0.5 * (pixels[:, middle - far + 1:middle - half].mean(axis=1)
+                    + pixels[:, middle + half + 1:middle + far].mean(axis=1))
+    inner = pixels[:, middle - half:middle + half + 1]
+    return np.asarray((inner.sum(axis=1) - inner.shape[1] * beside).reshape(-1, 1))
+
+
+def gate(value: float, limit: float, softness: float) -> float:
+    """Return a probability that falls from 1 to 0 as value passes limit (logistic)."""
+    return float(1.0 / (1.0 + np.exp(np.clip((value - limit) / softness, -50.0, 50.0))))

@@ -1,0 +1,1 @@
+"""Stamped, uncertain poses in one frame tree, and the filter over them."""

@@ -1,0 +1,1 @@
+"""Rigid transforms, projections, the needle, and how uncertainty moves through them."""

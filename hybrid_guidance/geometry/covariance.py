@@ -1,0 +1,59 @@
+"""Pose covariance, as ROS defines it: (x, y, z, rotation about x, y, z of the parent frame)."""
+
+import numpy as np
+
+from hybrid_guidance.geometry.rigid import skew
+from hybrid_guidance.geometry.types import Array, Transform
+
+
+def rotate(a_T_b: Transform, covariance_b: Array) -> Array:
+    """Express a (6, 6) pose covariance in frame a, for an exactly known ``a_T_b``.
+
+    Args:
+        a_T_b: (4, 4) transform from the pose's present parent frame to the new one.
+        covariance_b: (6, 6), m² and rad², of a pose in b.
+
+    Returns:
+        (6, 6) covariance of the same pose in a.
+    """
+    rotation = np.kron(np.eye(2), a_T_b[:3, :3])
+    return np.asarray(rotation @ covariance_b @ rotation.T)
+
+
+def compose(a_T_b: Transform, covariance_ab: Array,
+            b_T_c: Transform, covariance_bc: Array) -> Array:
+    """Return the (6, 6) covariance of ``a_T_b @ b_T_c``, both uncertain and independent.
+
+    First order (Barfoot and Furgale, IEEE T-RO 2014, adapted to ROS's split parameterisation):
+    an error of rotation in ``a_T_b`` turns the lever arm from b to c.
+    """
+    lever = np.eye(6)
+    lever[:3, 3:] = -skew(a_T_b[:3, :3] @ b_T_c[:3, 3])
+    return np.asarray(lever @ covariance_ab @ lever.T) + rotate(a_T_b, covariance_bc)
+
+
+def relative(a_T_b: Transform, covariance_ab: Array,
+             a_T_c: Transform, covariance_ac: Array) -> Array:
+    """Return the (6, 6) covariance, in b, of ``inverse(a_T_b) @ a_T_c``, both uncertain.
+
+    First order; the lever arm from b to c turns b's error of rotation into one of position.
+    """
+    to_b = -np.kron(np.eye(2), a_T_b[:3, :3].T)
+    lever = np.eye(6)
+    lever[:3, 3:] = -skew(a_T_c[:3, 3] - a_T_b[:3, 3])
+    jacobian = to_b @ lever
+    return np.asarray(jacobian @ covariance_ab @ jacobian.T + to_b @ covariance_ac @ to_b.T)
+
+
+def is_valid(covariance: Array) -> bool:
+    """Tell whether a covariance is finite, symmetric and not negative."""
+    if not np.all(np.isfinite(covariance)):
+        return False
+    scale = max(float(np.max(np.abs(covariance))), 1e-30)
+    return bool(np.allclose(covariance, covariance.T, atol=1e-6 * scale)
+                and np.linalg.eigvalsh(covariance)[0] >= -1e-9 * scale)
+
+
+def distance_deviation(covariance: Array, direction: Array) -> float:
+    """Return σ in metres of a (3, 3) position covariance along a (3,) unit direction."""
+    return float(max(float(direction @ covariance[:3, :3] @ direction), 0.0) ** 0.5)

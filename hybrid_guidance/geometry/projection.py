@@ -1,0 +1,94 @@
+"""One projection for both modalities: a 3x4 matrix takes metres in the sensor to pixels."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from hybrid_guidance.geometry.types import Array, Pixels, Points
+
+
+@dataclass(frozen=True)
+class Projection:
+    """How a sensor maps a point of its own frame to a pixel: ``u ~ P @ [x, y, z, 1]``.
+
+    An X-ray is a perspective camera (third row ``[0, 0, 1, 0]``), an ultrasound slice an
+    orthographic one (third row ``[0, 0, 0, 1]``). The arithmetic is the same.
+
+    Attributes:
+        matrix: (3, 4), metres to pixels.
+        width: image width in pixels.
+        height: image height in pixels.
+    """
+
+    matrix: Array
+    width: int
+    height: int
+
+    @classmethod
+    def perspective(cls, focal: tuple[float, float], centre: tuple[float, float],
+                    size: tuple[int, int]) -> 'Projection':
+        """Pinhole: focal length (fx, fy) and principal point in pixels, size (width, height)."""
+        matrix = np.array([[focal[0], 0.0, centre[0], 0.0],
+                           [0.0, focal[1], centre[1], 0.0],
+                           [0.0, 0.0, 1.0, 0.0]])
+        return cls(matrix, *size)
+
+    @classmethod
+    def orthographic(cls, spacing: tuple[float, float], origin: tuple[float, float],
+                     size: tuple[int, int]) -> 'Projection':
+        """Slice: pixel spacing (x, y) in metres, pixel of the frame's origin, size (w, h)."""
+        matrix = np.array([[1.0 / spacing[0], 0.0, 0.0, origin[0]],
+                           [0.0, 1.0 / spacing[1], 0.0, origin[1]],
+                           [0.0, 0.0, 0.0, 1.0]])
+        return cls(matrix, *size)
+
+    @classmethod
+    def uncalibrated(cls, size: tuple[int, int]) -> 'Projection':
+        """Pixels without geometry: nobody may measure in them."""
+        return cls(np.zeros((3, 4)), *size)
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether pixels mean something in metres (``k[0] != 0`` on the wire)."""
+        return bool(self.matrix[0, 0] != 0.0)
+
+    @property
+    def is_perspective(self) -> bool:
+        """Whether rays diverge from a point; otherwise they are parallel to z."""
+        return bool(self.matrix[2, 2] != 0.0)
+
+    def pixels(self, points: Points) -> Pixels:
+        """Project (..., 3) points in metres to (..., 2) pixels."""
+        homogeneous = points @ self.matrix[:, :3].T + self.matrix[:, 3]
+        return np.asarray(homogeneous[..., :2] / homogeneous[..., 2:])
+
+    def back_project(self, pixels: Pixels, depth: float | Array = 0.0) -> Points:
+        """Return the (..., 3) points in metres on (..., 2) pixels at z = depth (metres).
+
+        A perspective image needs a depth above zero; a slice lies at depth zero.
+        """
+        pixels = np.asarray(pixels, dtype=float)
+        scale = np.broadcast_to(np.asarray(depth, dtype=float), pixels.shape[:-1])
+        offset = self.matrix[:2, 2] * scale[..., None] + self.matrix[:2, 3]
+        across = pixels * (scale[..., None] if self.is_perspective else 1.0) - offset
+        lateral = np.linalg.solve(self.matrix[:2, :2], across[..., None])[..., 0]
+        return np.concatenate([lateral, scale[..., None]], axis=-1)
+
+    def ray(self, pixel: Pixels) -> Array:
+        """Return the (3,) unit direction, in the sensor frame, that a (2,) pixel looks along."""
+        if not self.is_perspective:
+            return np.array([0.0, 0.0, 1.0])
+        direction = self.back_project(pixel, 1.0)
+        return np.asarray(direction / np.linalg.norm(direction))
+
+    def jacobian(self, point: Points) -> Array:
+        """Return the (2, 3) derivative of the pixel by a (3,) point, in pixels per metre."""
+        homogeneous = self.matrix[:, :3] @ point + self.matrix[:, 3]
+        pixel = homogeneous[:2] / homogeneous[2]
+        return np.asarray((self.matrix[:2, :3] - np.outer(pixel, self.matrix[2, :3]))
+                          / homogeneous[2])
+
+    def contains(self, pixels: Pixels, margin: float = 0.0) -> Array:
+        """Tell which (..., 2) pixels lie inside the image, at least ``margin`` from its edge."""
+        upper = np.array([self.width - 1, self.height - 1]) - margin
+        return np.asarray(np.all((pixels >= margin) & (pixels <= upper), axis=-1))

@@ -1,0 +1,1 @@
+"""Images with their acquisition time and projection, and where they come from."""

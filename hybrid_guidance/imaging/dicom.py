@@ -1,0 +1,815 @@
+"""DICOM files as recordings: X-ray cine and shots, ultrasound clips and stills.
+
+What a pixel means. Values keep the order of MONOCHROME2: larger is brighter on a display
+(MONOCHROME1 is inverted). No window, modality or VOI table is applied. In an angiographic or
+fluoroscopic file brighter usually means that more X-ray arrived, so metal is dark; where the
+file says so itself (PixelIntensityRelationshipSign) a note repeats it. Signed pixels are shifted
+by half their range, so that order and full range survive. Colour becomes luminance (ITU-R BT.601),
+and the colour box of a Doppler image stays in it: it is measured data, not annotation.
+
+What is removed. An ultrasound file carries the screen of the scanner. It is cropped to the
+two-dimensional tissue region that it declares, everything outside the sector found in the pixels
+is set to zero (names, scales, grey bars, electrocardiogram), lines of text inside the sector are
+blanked as whole rectangles, so that they cannot be read and cannot look like echoes, and so are
+ticks at its edge and upright hairlines. The outline of a colour box and callipers in the middle of
+the sector stay: they cannot be told from a bright still echo without risk to a needle.
+"""
+
+import warnings
+import zlib
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+import pydicom
+from numpy.typing import NDArray
+from pydicom.encaps import generate_fragments, get_frame, parse_basic_offsets
+from pydicom.pixels import apply_color_lut, get_decoder
+
+from hybrid_guidance.geometry.projection import Projection
+from hybrid_guidance.geometry.types import Image
+from hybrid_guidance.imaging.frame import RecordedFrame, Recording, SourceError
+
+Modality = Literal['fluoroscopy', 'ultrasound']
+
+DEFAULT_FRAME_TIME = 1.0 / 15.0
+"""Seconds between frames where a file does not say: a common fluoroscopy rate."""
+
+_MODALITIES = {'fluoroscopy': ('XA', 'RF', 'DX', 'CR', 'PX', 'MG', 'IO'), 'ultrasound': ('US',)}
+_MAXIMUM_FILE = 4 << 30
+_MAXIMUM_FRAME_BYTES = 256 << 20
+_MAXIMUM_FRAMES = 100_000
+_TIGHT = 0.85
+_CACHE_BYTES = 128 << 20
+_SAMPLES = 24
+_START_OF_FRAME = {*range(0xc0, 0xd0)} - {0xc4, 0xc8, 0xcc} | {0xf7}
+_EXPORT = 'export it again from the scanner or archive'
+
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Gantry:
+    """How the C-arm stood, as far as the file says.
+
+    Attributes:
+        source_to_detector: metres, or None.
+        source_to_patient: metres from source to isocentre (source-object distance), or None.
+        primary_angle: radians, positive towards the patient's left (LAO), or None.
+        secondary_angle: radians, positive towards the head (cranial), or None.
+    """
+
+    source_to_detector: float | None
+    source_to_patient: float | None
+    primary_angle: float | None
+    secondary_angle: float | None
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """What the header says of the pixels."""
+
+    rows: int
+    columns: int
+    samples: int
+    frames: int
+    bits_stored: int
+    signed: bool
+    inverted: bool
+    palette: bool
+
+
+@dataclass(frozen=True)
+class _View:
+    """Which part of a decoded image is kept.
+
+    Attributes:
+        window: (top, bottom, left, right), bottom and right exclusive.
+        mask: (H, W) of the window, True where pixels stay; None keeps all.
+    """
+
+    window: tuple[int, int, int, int]
+    mask: Mask | None = None
+
+    def __call__(self, pixels: Image) -> Image:
+        top, bottom, left, right = self.window
+        kept = np.ascontiguousarray(pixels[top:bottom, left:right])
+        return kept if self.mask is None else np.where(self.mask, kept, kept.dtype.type(0))
+
+
+@dataclass(frozen=True)
+class _Ink:
+    """Connected strokes that look drawn.
+
+    Attributes:
+        labels: (H, W) number of the stroke at each pixel, 0 for none.
+        boxes: (N, 5) left, top, width, height and area of each stroke.
+    """
+
+    labels: NDArray[np.int32]
+    boxes: NDArray[np.int32]
+
+
+class DicomRecording:
+    """A DICOM file; frames are decoded when asked for and kept while there is room.
+
+    Attributes:
+        projection: of every frame; uncalibrated where the file lacks what it takes.
+        period: seconds from the first frame to where a loop starts over.
+        notes: what a user should know.
+        times: seconds of each frame since the first.
+        gantry: C-arm pose (X-ray only).
+    """
+
+    def __init__(self, path: Path, read: Callable[[int], Image], times: tuple[float, ...],
+                 period: float, projection: Projection, notes: tuple[str, ...],
+                 gantry: Gantry | None) -> None:
+        """Use ``open_dicom``."""
+        self.projection = projection
+        self.period = period
+        self.notes = notes
+        self.times = times
+        self.gantry = gantry
+        self._path = path
+        self._read = read
+        self._cache: OrderedDict[int, Image] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self.times)
+
+    def __getitem__(self, index: int) -> RecordedFrame:
+        """Return frame ``index``; its pixels are read-only.
+
+        Raises:
+            IndexError: there is no such frame.
+            SourceError: that frame is damaged; the others may still be read.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f'{self._path}: no frame {index}, it has {len(self)}')
+        if index not in self._cache:
+            pixels = self._read(index)
+            pixels.setflags(write=False)
+            self._cache[index] = pixels
+            while len(self._cache) > max(2, _CACHE_BYTES // max(pixels.nbytes, 1)):
+                self._cache.popitem(last=False)
+        self._cache.move_to_end(index)
+        return RecordedFrame(self._cache[index], self.times[index])
+
+
+def open_dicom(path: str | Path, modality: Modality) -> DicomRecording:
+    """Open a DICOM file as a recording.
+
+    X-ray: focal length in pixels is DistanceSourceToDetector / ImagerPixelSpacing (DICOM PS3.3
+    C.8.7.5); the principal point is the detector's centre where the detector and the field of
+    view on it are described, else the image's. Ultrasound: spacing and origin come from
+    SequenceOfUltrasoundRegions (PS3.3 C.8.5.5); the origin is the mid transducer face.
+
+    Args:
+        path: the file; single or multi-frame, any transfer syntax pydicom can decode.
+        modality: what the graph expects from it.
+
+    Raises:
+        SourceError: missing, not DICOM, damaged, of the other modality, or without pixels.
+    """
+    path = Path(path)
+    with _explained(f'{path}: cannot be read as DICOM', _EXPORT):
+        dataset = _read_dataset(path)
+        _check_modality(path, dataset, modality)
+        layout = _layout(path, dataset)
+        decode = _decoder(path, dataset, layout)
+        times, period, notes = _times(dataset, layout.frames)
+        notes += _meaning(dataset, layout)
+        if modality == 'fluoroscopy':
+            gantry, projection, more = _xray(dataset, layout)
+            return DicomRecording(path, decode, times, period, projection, notes + more, gantry)
+        view, projection, more = _ultrasound(dataset, layout, decode)
+        return DicomRecording(path, lambda index: view(decode(index)), times, period, projection,
+                              notes + more, None)
+
+
+@contextmanager
+def _explained(what: str, cure: str) -> Iterator[None]:
+    """Turn whatever a decoder raises into a SourceError, and keep its warnings off stderr."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            yield
+    except SourceError:
+        raise
+    except Exception as error:
+        reason = ' '.join(str(error).split())[:300] or type(error).__name__
+        raise SourceError(f'{what} ({reason}); {cure}') from error
+
+
+def _read_dataset(path: Path) -> Any:
+    """Read the whole file, pixels still encoded."""
+    if path.is_dir():
+        raise SourceError(f'{path}: is a folder; name one DICOM file in it')
+    if not path.exists():
+        raise SourceError(f'{path}: no such file; check the path')
+    if path.stat().st_size > _MAXIMUM_FILE:
+        raise SourceError(f'{path}: larger than {_MAXIMUM_FILE >> 30} GiB; cut the recording')
+    with path.open('rb') as stream:
+        stream.seek(128)
+        if stream.read(4) != b'DICM':
+            raise SourceError(f'{path}: is not a DICOM file (no "DICM" at byte 128); {_EXPORT}')
+    meta = pydicom.filereader.read_file_meta_info(path)
+    if 'TransferSyntaxUID' not in meta:
+        raise SourceError(f'{path}: has no TransferSyntaxUID; {_EXPORT}')
+    if meta.TransferSyntaxUID.is_deflated:
+        _check_inflated_size(path, int(meta.FileMetaInformationGroupLength))
+    dataset = pydicom.dcmread(path)
+    if 'PixelData' not in dataset:
+        raise SourceError(f'{path}: holds no image (PixelData is missing or cut off); {_EXPORT}')
+    return dataset
+
+
+def _check_inflated_size(path: Path, meta_length: int) -> None:
+    """Refuse a deflated file that would unpack to more than the memory it deserves."""
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    packed = path.read_bytes()[128 + 4 + 12 + meta_length:]
+    total = 0
+    while packed and not inflater.eof:
+        total += len(inflater.decompress(packed, 16 << 20))
+        packed = inflater.unconsumed_tail
+        if total > _MAXIMUM_FRAME_BYTES:
+            raise SourceError(f'{path}: unpacks to more than {_MAXIMUM_FRAME_BYTES >> 20} MiB; '
+                              'save it without deflation')
+
+
+def _check_modality(path: Path, dataset: Any, modality: Modality) -> None:
+    found = str(dataset.get('Modality') or '').strip()
+    if found in _MODALITIES[modality]:
+        return
+    other = next((name for name, codes in _MODALITIES.items() if found in codes), None)
+    wanted = ', '.join(_MODALITIES[modality])
+    cure = (f'give it to the {other} source' if other
+            else f'the {modality} source takes files of modality {wanted}')
+    article = 'an' if other == 'ultrasound' else 'a'
+    kind = f', {article} {other} image' if other else ''
+    raise SourceError(f'{path}: its modality is {found or "not stated"}{kind}, '
+                      f'not {modality}; {cure}')
+
+
+def _layout(path: Path, dataset: Any) -> _Layout:
+    """Read and bound everything that decides how much memory a frame takes."""
+    missing = [tag for tag in ('Rows', 'Columns', 'BitsAllocated', 'BitsStored',
+                               'SamplesPerPixel', 'PhotometricInterpretation')
+               if dataset.get(tag) is None]
+    if missing:
+        raise SourceError(f'{path}: tag {missing[0]} is missing; {_EXPORT}')
+    photometric = str(dataset.PhotometricInterpretation)
+    frames = 1 if dataset.get('NumberOfFrames') is None else int(dataset.NumberOfFrames)
+    layout = _Layout(
+        rows=int(dataset.Rows), columns=int(dataset.Columns),
+        samples=int(dataset.SamplesPerPixel), frames=frames, bits_stored=int(dataset.BitsStored),
+        signed=bool(dataset.get('PixelRepresentation')), inverted=photometric == 'MONOCHROME1',
+        palette=photometric == 'PALETTE COLOR')
+    _check_layout(path, layout, int(dataset.BitsAllocated),
+                  int(dataset.get('HighBit') or layout.bits_stored - 1))
+    if layout.frames < 1 or len(dataset.PixelData) == 0:
+        raise SourceError(f'{path}: has no frames (NumberOfFrames is {layout.frames}, '
+                          f'{len(dataset.PixelData)} bytes of pixels); {_EXPORT}')
+    _check_frame_count(path, dataset, layout)
+    return layout
+
+
+def _check_layout(path: Path, layout: _Layout, allocated: int, high_bit: int) -> None:
+    size = layout.rows * layout.columns * layout.samples * allocated // 8
+    if allocated not in (8, 16) or not 0 < layout.bits_stored <= allocated \
+            or high_bit != layout.bits_stored - 1:
+        raise SourceError(f'{path}: {layout.bits_stored} bits stored in {allocated}, high bit '
+                          f'{high_bit}, is not supported; convert it to 8 or 16 bits')
+    if layout.samples not in (1, 3):
+        raise SourceError(f'{path}: {layout.samples} samples per pixel is not supported; '
+                          'convert it to grey or RGB')
+    if not 0 < size <= _MAXIMUM_FRAME_BYTES or layout.frames > _MAXIMUM_FRAMES:
+        raise SourceError(f'{path}: declares {layout.frames} frames of {layout.columns} x '
+                          f'{layout.rows}, which is not a plausible image; {_EXPORT}')
+
+
+def _check_frame_count(path: Path, dataset: Any, layout: _Layout) -> None:
+    """Refuse a file that holds fewer or more frames than it declares."""
+    if dataset.file_meta.TransferSyntaxUID.is_encapsulated:
+        held = _encapsulated_frames(dataset, layout.frames)
+    else:
+        bits = layout.rows * layout.columns * layout.samples * int(dataset.BitsAllocated)
+        if dataset.PhotometricInterpretation == 'YBR_FULL_422':
+            bits = bits * 2 // 3
+        held = len(dataset.PixelData) // (bits // 8)
+    if held != layout.frames:
+        raise SourceError(f'{path}: declares {layout.frames} frames and holds {held}'
+                          f'{" (cut off)" if held < layout.frames else ""}; {_EXPORT}')
+
+
+def _encapsulated_frames(dataset: Any, declared: int) -> int:
+    """Count the frames of compressed pixel data, or return ``declared`` if that is possible.
+
+    A frame may span several fragments; what starts like a JPEG or JPEG 2000 image is a new one.
+    """
+    buffer = BytesIO(dataset.PixelData)
+    offsets = parse_basic_offsets(buffer)
+    fragments = list(generate_fragments(buffer))
+    if 'ExtendedOffsetTable' in dataset:
+        return min(len(dataset.ExtendedOffsetTable) // 8, len(fragments))
+    if len(offsets) > 1 or len(fragments) < declared:
+        return min(len(offsets) or len(fragments), len(fragments))
+    starts = sum(fragment[:2] in (b'\xff\xd8', b'\xff\x4f') for fragment in fragments)
+    return max(starts, declared)
+
+
+def _decoder(path: Path, dataset: Any, layout: _Layout) -> Callable[[int], Image]:
+    """Return the function that decodes one frame to grey levels."""
+    decoder = get_decoder(dataset.file_meta.TransferSyntaxUID)
+    if not decoder.is_available:
+        raise SourceError(f'{path}: compressed as {dataset.file_meta.TransferSyntaxUID.name}, '
+                          'which nothing installed can decode; convert it to uncompressed')
+
+    def decode(index: int) -> Image:
+        with _explained(f'{path}: frame {index} is damaged', _EXPORT):
+            if dataset.file_meta.TransferSyntaxUID.is_encapsulated:
+                _check_codestream(_encoded(dataset, index, layout.frames), layout)
+            pixels, properties = decoder.as_array(dataset, index=index, raw=True)
+            grey = _grey(pixels, properties['photometric_interpretation'], dataset, layout)
+            if grey.shape != (layout.rows, layout.columns):
+                raise ValueError(f'decodes to {grey.shape}')
+            return grey
+    return decode
+
+
+def _encoded(dataset: Any, index: int, frames: int) -> bytes:
+    """Return one compressed frame."""
+    extended = ((dataset.ExtendedOffsetTable, dataset.ExtendedOffsetTableLengths)
+                if 'ExtendedOffsetTable' in dataset else None)
+    return bytes(get_frame(dataset.PixelData, index, number_of_frames=frames,
+                           extended_offsets=extended))
+
+
+def _check_codestream(frame: bytes, layout: _Layout) -> None:
+    """Refuse a JPEG or JPEG 2000 image of another size before its memory is allocated."""
+    size = _jpeg_size(frame)
+    if size is not None and size != (layout.rows, layout.columns):
+        raise ValueError(f'the compressed image is {size[1]} x {size[0]}, the header says '
+                         f'{layout.columns} x {layout.rows}')
+
+
+def _jpeg_size(frame: bytes) -> tuple[int, int] | None:
+    """Return (rows, columns) of a JPEG, JPEG-LS or JPEG 2000 image; None for anything else."""
+    def number(at: int, length: int) -> int:
+        return int.from_bytes(frame[at:at + length], 'big')
+
+    if frame[:4] == b'\xff\x4f\xff\x51':
+        return number(12, 4) - number(20, 4), number(8, 4) - number(16, 4)
+    at = 2 if frame[:2] == b'\xff\xd8' else len(frame)
+    while at + 9 <= len(frame):
+        marker = frame[at + 1]
+        is_size = marker in _START_OF_FRAME
+        if frame[at] == 0xff and is_size:
+            return number(at + 5, 2), number(at + 7, 2)
+        at += 1 if marker == 0xff else 2 + max(number(at + 2, 2), 2)
+    return None
+
+
+def _grey(pixels: NDArray[Any], photometric: str, dataset: Any, layout: _Layout) -> Image:
+    """Turn a decoded frame into (H, W) uint8 or uint16 in MONOCHROME2 order."""
+    if layout.palette:
+        pixels = apply_color_lut(pixels, dataset)
+        if pixels.dtype == np.uint16 and layout.bits_stored <= 8:
+            pixels = (pixels >> (8 if pixels.max(initial=0) > 255 else 0)).astype(np.uint8)
+    if pixels.ndim == 3 and photometric.startswith('YBR'):
+        pixels = np.ascontiguousarray(pixels[..., 0])
+    elif pixels.ndim == 3:
+        pixels = cv2.cvtColor(np.ascontiguousarray(pixels), cv2.COLOR_RGB2GRAY)
+    if layout.palette:
+        return pixels
+    top = (1 << layout.bits_stored) - 1
+    values = pixels.astype(np.int32) + (top // 2 + 1) if layout.signed else pixels
+    values = top - values if layout.inverted else values
+    return values.astype(np.uint8 if layout.bits_stored <= 8 else np.uint16)
+
+
+def _meaning(dataset: Any, layout: _Layout) -> tuple[str, ...]:
+    """Say in words what bright is, where that is not obvious."""
+    notes = []
+    if layout.inverted:
+        notes.append('stored as MONOCHROME1, inverted: larger values are brighter')
+    if layout.signed:
+        notes.append(f'signed pixels, shifted up by {1 << (layout.bits_stored - 1)}')
+    sign = _number(dataset, 'PixelIntensityRelationshipSign')
+    if sign:
+        more = (sign > 0.0) != layout.inverted
+        notes.append(f'brighter means {"more" if more else "less"} X-ray at the detector')
+    return tuple(notes)
+
+
+def _find(dataset: Any, keyword: str) -> Any:
+    """Return a value from the dataset, or from the shared groups of an enhanced file."""
+    if dataset.get(keyword) not in (None, ''):
+        return dataset.get(keyword)
+    for group in dataset.get('SharedFunctionalGroupsSequence') or ():
+        for element in group:
+            inner = element.value[0].get(keyword) if element.VR == 'SQ' and element.value else None
+            if inner not in (None, ''):
+                return inner
+    return None
+
+
+def _numbers(dataset: Any, keyword: str, count: int) -> tuple[float, ...] | None:
+    """Return ``count`` finite numbers of a tag, or None where it is missing or unusable."""
+    value = _find(dataset, keyword)
+    values = [value] if isinstance(value, (str, int, float)) else list(value or ())
+    try:
+        numbers = tuple(float(one) for one in values)
+    except (TypeError, ValueError):
+        return None
+    usable = len(numbers) == count and bool(np.all(np.isfinite(numbers)))
+    return numbers if usable else None
+
+
+def _number(dataset: Any, keyword: str) -> float | None:
+    numbers = _numbers(dataset, keyword, 1)
+    return numbers[0] if numbers else None
+
+
+def _positive(dataset: Any, keyword: str) -> float | None:
+    number = _number(dataset, keyword)
+    return number if number is not None and number > 0.0 else None
+
+
+def _times(dataset: Any, frames: int) -> tuple[tuple[float, ...], float, tuple[str, ...]]:
+    """Return the time of each frame, the period, both in seconds, and notes."""
+    step, notes = _frame_time(dataset, frames)
+    vector = _numbers(dataset, 'FrameTimeVector', frames) if frames > 1 else None
+    if vector is not None and min(vector[1:]) > 0.0:
+        # The first increment is the delay before the first frame, by convention zero.
+        times = np.concatenate([[0.0], np.cumsum(vector[1:])]) * 1e-3
+        return tuple(times.tolist()), float(times[-1] + np.median(np.diff(times))), ()
+    if _find(dataset, 'FrameTimeVector') is not None and frames > 1:
+        notes += ('FrameTimeVector is not usable (one positive increment per frame is needed)',)
+    return tuple((np.arange(frames) * step).tolist()), frames * step, notes
+
+
+def _frame_time(dataset: Any, frames: int) -> tuple[float, tuple[str, ...]]:
+    """Return seconds between frames, and a note where that is an assumption."""
+    frame_time_ms = _positive(dataset, 'FrameTime')
+    if frame_time_ms is not None and frame_time_ms > 1e-3:
+        return frame_time_ms * 1e-3, ()
+    for keyword in ('CineRate', 'RecommendedDisplayFrameRate'):
+        rate = _positive(dataset, keyword)
+        if rate is not None:
+            return 1.0 / rate, ()
+    if frames == 1:
+        return DEFAULT_FRAME_TIME, ()
+    return DEFAULT_FRAME_TIME, (
+        f'no FrameTimeVector, FrameTime, CineRate or RecommendedDisplayFrameRate: '
+        f'{1.0 / DEFAULT_FRAME_TIME:g} frames per second assumed',)
+
+
+def _xray(dataset: Any, layout: _Layout) -> tuple[Gantry, Projection, tuple[str, ...]]:
+    """Return how the C-arm stood, the pinhole of the image, and notes."""
+    distance_mm = _positive(dataset, 'DistanceSourceToDetector')
+    patient_mm = _positive(dataset, 'DistanceSourceToPatient')
+    angles = [_number(dataset, f'Positioner{which}Angle') for which in ('Primary', 'Secondary')]
+    gantry = Gantry(distance_mm and distance_mm * 1e-3, patient_mm and patient_mm * 1e-3,
+                    *(None if angle is None else float(np.deg2rad(angle)) for angle in angles))
+    notes = _gantry_notes(gantry)
+    size = (layout.columns, layout.rows)
+    spacing_mm = _numbers(dataset, 'ImagerPixelSpacing', 2)
+    missing = [tag for tag, value in (('DistanceSourceToDetector (0018,1110)', distance_mm),
+                                      ('ImagerPixelSpacing (0018,1164)', spacing_mm))
+               if value is None or min(np.atleast_1d(value)) <= 0.0]
+    if missing or distance_mm is None or spacing_mm is None:
+        return gantry, Projection.uncalibrated(size), (
+            *notes, f'uncalibrated: {" and ".join(missing)} missing')
+    centre, why = _principal_point(dataset, layout, spacing_mm)
+    focal = (distance_mm / spacing_mm[1], distance_mm / spacing_mm[0])
+    return gantry, Projection.perspective(focal, centre, size), (
+        *notes, why, *_spacing_doubts(dataset, layout, spacing_mm))
+
+
+def _gantry_notes(gantry: Gantry) -> tuple[str, ...]:
+    notes = []
+    if gantry.primary_angle is not None and gantry.secondary_angle is not None:
+        primary, secondary = np.rad2deg([gantry.primary_angle, gantry.secondary_angle])
+        notes.append(f'C-arm at {primary:g}° (LAO positive), {secondary:g}° (cranial positive)')
+    if gantry.source_to_patient is not None:
+        notes.append(f'source to patient {gantry.source_to_patient:g} m')
+    return tuple(notes)
+
+
+def _principal_point(dataset: Any, layout: _Layout,
+                     spacing_mm: tuple[float, ...]) -> tuple[tuple[float, float], str]:
+    """Return the pixel under the detector's centre, and a note on where it comes from.
+
+    The field of view is cut from the detector (FieldOfViewOrigin, in detector elements), then
+    rotated clockwise, then mirrored (DICOM PS3.3 C.8.7.2 and C.8.11.4).
+    """
+    size = np.array([layout.columns, layout.rows], dtype=float)
+    element, active, corner = (_numbers(dataset, keyword, 2) for keyword in (
+        'DetectorElementSpacing', 'DetectorActiveDimensions', 'FieldOfViewOrigin'))
+    turn = int(_number(dataset, 'FieldOfViewRotation') or 0) % 360
+    if element is None or active is None or corner is None or min(element) <= 0.0 or turn % 90:
+        centre = (size - 1.0) / 2.0
+        return (float(centre[0]), float(centre[1])), (
+            'principal point assumed at the image centre: the file does not say where the field '
+            'of view lies on the detector')
+    # DICOM gives (row, column); everything here is (x, y), measured from the corner of the FOV.
+    element_xy, active_xy, corner_xy = (np.array(pair)[::-1] for pair in (element, active, corner))
+    spacing_xy = np.array(spacing_mm)[::-1]
+    if turn % 180:
+        size, spacing_xy = size[::-1], spacing_xy[::-1]
+    point = (active_xy / 2.0 - corner_xy * element_xy) / spacing_xy
+    for _ in range(turn // 90):
+        point, size = np.array([size[1] - point[1], point[0]]), size[::-1]
+    if str(_find(dataset, 'FieldOfViewHorizontalFlip') or '').strip() == 'YES':
+        point = np.array([size[0] - point[0], point[1]])
+    return (float(point[0] - 0.5), float(point[1] - 0.5)), (
+        "principal point at the detector's centre, from FieldOfViewOrigin")
+
+
+def _spacing_doubts(dataset: Any, layout: _Layout,
+                    spacing_mm: tuple[float, ...]) -> tuple[str, ...]:
+    """Compare ImagerPixelSpacing with the detector's elements and with the field of view."""
+    notes = []
+    element = _numbers(dataset, 'DetectorElementSpacing', 2)
+    binning = _numbers(dataset, 'DetectorBinning', 2)
+    if element and binning and not np.allclose(np.multiply(element, binning), spacing_mm,
+                                               rtol=0.02):
+        notes.append(f'ImagerPixelSpacing {spacing_mm} mm is not DetectorElementSpacing times '
+                     f'DetectorBinning, {np.multiply(element, binning)} mm: '
+                     'verify the focal length')
+    dimensions = _numbers(dataset, 'FieldOfViewDimensions', 2)
+    covered = np.multiply(spacing_mm, (layout.rows, layout.columns))
+    if dimensions and str(_find(dataset, 'FieldOfViewShape') or '') == 'RECTANGLE' \
+            and not np.allclose(dimensions, covered, rtol=0.1):
+        notes.append(f'the pixels cover {covered} mm, FieldOfViewDimensions says {dimensions} mm: '
+                     'verify the focal length')
+    return tuple(notes)
+
+
+def _ultrasound(dataset: Any, layout: _Layout, decode: Callable[[int], Image],
+                ) -> tuple[_View, Projection, tuple[str, ...]]:
+    """Return what to keep of each image, its geometry, and notes."""
+    region, notes = _region(dataset, layout)
+    view = _View(_window(region, layout))
+    stack = _sampled(layout, decode, view)
+    mask, more = _sector(stack)
+    if region is None:
+        view, mask = _tightened(view, mask)
+    if mask is not None:
+        view = replace(view, mask=mask)
+    height, width = view.window[1] - view.window[0], view.window[3] - view.window[2]
+    projection, why = _plane(region, mask, (width, height))
+    return view, projection, notes + more + why
+
+
+def _region(dataset: Any, layout: _Layout) -> tuple[Any, tuple[str, ...]]:
+    """Return the largest two-dimensional tissue region, and notes."""
+    regions = list(dataset.get('SequenceOfUltrasoundRegions') or ())
+    tissue = [region for region in regions
+              if region.get('RegionSpatialFormat') == 1 and region.get('RegionDataType') == 1
+              and _area(region, layout) >= 16 * 16]
+    if not tissue:
+        return None, ('SequenceOfUltrasoundRegions (0018,6011) names no two-dimensional tissue '
+                      'region: cropped to the sector found in the pixels',)
+    notes = () if len(tissue) == 1 else (
+        f'{len(tissue)} two-dimensional tissue regions: the largest is used',)
+    return max(tissue, key=lambda region: _area(region, layout)), notes
+
+
+def _window(region: Any, layout: _Layout) -> tuple[int, int, int, int]:
+    """Return (top, bottom, left, right) of a region inside the image; all of it for None."""
+    if region is None:
+        return 0, layout.rows, 0, layout.columns
+    left, top, right, bottom = (
+        int(region.get(f'RegionLocation{corner}') or 0)
+        for corner in ('MinX0', 'MinY0', 'MaxX1', 'MaxY1'))
+    return (max(top, 0), min(bottom + 1, layout.rows), max(left, 0), min(right + 1, layout.columns))
+
+
+def _area(region: Any, layout: _Layout) -> int:
+    top, bottom, left, right = _window(region, layout)
+    return max(bottom - top, 0) * max(right - left, 0)
+
+
+def _sampled(layout: _Layout, decode: Callable[[int], Image],
+             view: _View) -> NDArray[np.uint8]:
+    """Return up to ``_SAMPLES`` frames spread over the clip, (N, H, W), 8 bits.
+
+    Raises:
+        SourceError: not one of them can be decoded.
+    """
+    failures: list[SourceError] = []
+
+    def image(index: int) -> NDArray[np.uint8] | None:
+        try:
+            return (view(decode(index)) >> max(layout.bits_stored - 8, 0)).astype(np.uint8)
+        except SourceError as error:
+            failures.append(error)
+            return None
+
+    chosen = sorted({*np.linspace(0, layout.frames - 1, _SAMPLES).astype(int).tolist()})
+    images = [one for one in map(image, chosen) if one is not None]
+    if not images:
+        raise failures[0]
+    return np.stack(images)
+
+
+def _sector(stack: NDArray[np.uint8]) -> tuple[Mask | None, tuple[str, ...]]:
+    """Find where the echoes are in (N, H, W) images, and what is drawn over them.
+
+    Speckle changes from frame to frame and graphics do not, so a clip shows its sector by what
+    changes. A still image, or a clip of nothing moving, shows it by its wide bright areas.
+
+    Returns:
+        (H, W) mask, or None where nothing is found; and notes.
+    """
+    ink = _ink(stack)
+    seeds = _moving_parts(stack)
+    if np.count_nonzero(seeds) < 0.05 * seeds.size:
+        seeds = _wide_parts(_without_text(stack.max(axis=0), ink))
+    if not seeds.any():
+        return None, ('no sector found in the pixels: the region is shown whole',)
+    mask = _hull(seeds)
+    notes: tuple[str, ...] = ('everything outside the sector found in the pixels is blank',)
+    marks = _marks(ink, mask)
+    if np.count_nonzero(mask) > _TIGHT * mask.size:
+        mask, marks, notes = np.ones_like(mask), np.zeros_like(mask), ()
+    kept = mask & ~marks
+    for left, top, width, height in _text_lines(ink, stack.min(axis=0)):
+        if mask[top:top + height, left:left + width].any():
+            kept[top:top + height, left:left + width] = False
+            notes += (f'text in the image blanked: {width} x {height} pixels at ({left}, {top})',)
+    return kept, notes
+
+
+def _hull(seeds: Mask) -> Mask:
+    """Return the convex hull of a mask: every scan format but the transducer's arc is convex."""
+    filled = np.zeros(seeds.shape, np.uint8)
+    cv2.fillConvexPoly(filled, cv2.convexHull(cv2.findNonZero(seeds.astype(np.uint8))), 1)
+    return filled.astype(bool)
+
+
+def _moving_parts(stack: NDArray[np.uint8]) -> Mask:
+    """Return the large parts that change, and wide still ones that change somewhere."""
+    changes = np.ptp(stack, axis=0) > 2
+    closed = cv2.morphologyEx(changes.astype(np.uint8), cv2.MORPH_CLOSE, _box(5, 5))
+    # What one curve of an electrocardiogram or a blinking cursor changes is thinner than this.
+    opened = cv2.morphologyEx(closed, cv2.MORPH_OPEN, _box(9, 9))
+    _, labels, statistics, _ = cv2.connectedComponentsWithStats(opened)
+    areas = statistics[:, cv2.CC_STAT_AREA]
+    large = areas >= 0.02 * areas[1:].max(initial=1)
+    large[0] = False
+    return np.asarray(large[labels]) | _wide_parts(stack.max(axis=0), changes)
+
+
+def _wide_parts(level: NDArray[np.uint8], changes: Mask | None = None) -> Mask:
+    """Return connected bright areas with rows wider than letters, icons and grey bars are.
+
+    With ``changes``, only areas of which at least 3 % change.
+    """
+    # Closed upwards only: an icon beside the sector must not be joined to it.
+    content = cv2.morphologyEx((level > 4).astype(np.uint8), cv2.MORPH_CLOSE, _box(1, 5))
+    width, height = max(level.shape[1] // 16, 9), max(level.shape[0] // 40, 9)
+    opened = cv2.morphologyEx(content, cv2.MORPH_OPEN,
+                              _box(width, height if changes is None else 5))
+    count, labels, statistics, _ = cv2.connectedComponentsWithStats(opened)
+    areas = statistics[:, cv2.CC_STAT_AREA]
+    keep = areas >= 0.01 * areas[1:].max(initial=1)
+    if changes is not None:
+        keep &= np.bincount(labels[changes], minlength=count) >= 0.03 * areas
+    keep[0] = False
+    return np.asarray(keep[labels])
+
+
+def _box(width: int, height: int) -> NDArray[np.uint8]:
+    return np.ones((height, width), np.uint8)
+
+
+def _ink(stack: NDArray[np.uint8]) -> _Ink:
+    """Find strokes of one bright level that no frame changes, by white top-hat."""
+    level = stack.min(axis=0)
+    strokes = cv2.morphologyEx(level, cv2.MORPH_TOPHAT, _box(9, 9))
+    ink = (strokes > 100) & (level > 140) & (np.ptp(stack, axis=0) <= 24)
+    _, labels, boxes, _ = cv2.connectedComponentsWithStats(ink.astype(np.uint8), connectivity=8)
+    return _Ink(labels, boxes)
+
+
+def _without_text(level: NDArray[np.uint8], ink: _Ink) -> NDArray[np.uint8]:
+    """Return the image with its lines of text set to zero."""
+    level = level.copy()
+    for left, top, width, height in _text_lines(ink, level):
+        level[top:top + height, left:left + width] = 0
+    return level
+
+
+def _marks(ink: _Ink, mask: Mask) -> Mask:
+    """Find ticks, dots and letters at the edge of the sector, and upright hairlines anywhere.
+
+    Away from the edge a small steady echo may be the tip of something: it stays.
+    """
+    margin = max(min(mask.shape) // 32, 4)
+    framed = cv2.copyMakeBorder(mask.astype(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
+    inner = cv2.erode(framed, _box(2 * margin + 1, 2 * margin + 1))[1:-1, 1:-1] > 0
+    wide, tall = ink.boxes[:, cv2.CC_STAT_WIDTH], ink.boxes[:, cv2.CC_STAT_HEIGHT]
+    at_edge = np.bincount(ink.labels[~inner], minlength=len(wide)) > 0
+    drawn = (at_edge & (wide <= 24) & (tall <= 24)) | ((wide <= 5) & (tall >= 60))
+    drawn[0] = False
+    return np.asarray(cv2.dilate(drawn[ink.labels].astype(np.uint8), _box(7, 7)) > 0)
+
+
+def _text_lines(ink: _Ink, level: NDArray[np.uint8]) -> list[tuple[int, int, int, int]]:
+    """Find lines of text: (left, top, width, height) of each.
+
+    Letters are as high as each other, of one grey level and several in a row. An echo that
+    bright varies along its length or in time.
+    """
+    tall = ink.boxes[:, cv2.CC_STAT_HEIGHT]
+    letters = (tall >= 6) & (tall <= 40) & (ink.boxes[:, cv2.CC_STAT_WIDTH] <= 60)
+    letters[0] = False
+    return _lines(ink, letters, level) if np.count_nonzero(letters) >= 4 else []
+
+
+def _lines(ink: _Ink, letters: Mask,
+           level: NDArray[np.uint8]) -> list[tuple[int, int, int, int]]:
+    """Join letters into lines and keep what reads like one."""
+    reach = int(np.median(ink.boxes[letters, cv2.CC_STAT_HEIGHT]))
+    joined = cv2.dilate(letters[ink.labels].astype(np.uint8), _box(2 * reach + 1, 1))
+    count, lines, boxes, _ = cv2.connectedComponentsWithStats(joined)
+    found = []
+    for line in range(1, count):
+        left, top, width, height = (int(value) for value in boxes[line, :4])
+        within = np.s_[top:top + height, left:left + width]
+        labels = np.where((lines[within] == line) & letters[ink.labels[within]],
+                          ink.labels[within], 0)
+        peaks = [int(level[within][labels == member].max()) for member in np.unique(labels)[1:]]
+        if len(peaks) >= 4 and np.ptp(peaks) <= 16 and width > 2 * height:
+            # Accents, dots and descenders are smaller than a letter and lie around the line.
+            found.append((max(left - 4, 0), max(top - 6, 0), width + 8, height + 12))
+    return found
+
+
+def _tightened(view: _View, mask: Mask | None) -> tuple[_View, Mask | None]:
+    """Crop a window to the sector in it."""
+    if mask is None:
+        return view, mask
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
+    window = (view.window[0] + int(top), view.window[0] + int(bottom),
+              view.window[2] + int(left), view.window[2] + int(right))
+    return _View(window), mask[top:bottom, left:right]
+
+
+def _plane(region: Any, mask: Mask | None,
+           size: tuple[int, int]) -> tuple[Projection, tuple[str, ...]]:
+    """Return the orthographic projection of a region, or uncalibrated with the reason."""
+    if region is None:
+        return Projection.uncalibrated(size), (
+            'uncalibrated: SequenceOfUltrasoundRegions (0018,6011) missing',)
+    spacing_cm = (_positive(region, 'PhysicalDeltaX'), _positive(region, 'PhysicalDeltaY'))
+    units = (_number(region, 'PhysicalUnitsXDirection'), _number(region, 'PhysicalUnitsYDirection'))
+    if units != (3.0, 3.0):
+        return Projection.uncalibrated(size), ('uncalibrated: the region is not in centimetres',)
+    if spacing_cm[0] is None or spacing_cm[1] is None:
+        return Projection.uncalibrated(size), (
+            'uncalibrated: PhysicalDeltaX (0018,602C) or PhysicalDeltaY (0018,602E) missing',)
+    spacing = (spacing_cm[0] * 1e-2, spacing_cm[1] * 1e-2)
+    origin, why = _face(region, mask, size, spacing_cm[0], spacing_cm[1])
+    return Projection.orthographic(spacing, origin, size), (why,)
+
+
+def _face(region: Any, mask: Mask | None, size: tuple[int, int],
+          delta_x: float, delta_y: float) -> tuple[tuple[float, float], str]:
+    """Return the pixel of the mid transducer face, and where that comes from.
+
+    Scanners disagree: some put the reference pixel on the mid face, some put it in a corner and
+    count physical coordinates (cm) from the mid face. Of the two the one nearer to the middle
+    of the region is taken.
+    """
+    pixel = [_number(region, f'ReferencePixel{axis}0') for axis in 'XY']
+    if pixel[0] is not None and pixel[1] is not None:
+        value = [_number(region, f'ReferencePixelPhysicalValue{axis}') or 0.0 for axis in 'XY']
+        zero = (pixel[0] - value[0] / delta_x, pixel[1] - value[1] / delta_y)
+        reference = (pixel[0], pixel[1])
+        middle = (size[0] - 1) / 2.0
+        if abs(zero[0] - middle) <= abs(reference[0] - middle):
+            return zero, 'origin where the physical coordinates of the region are zero'
+        return reference, 'origin at the reference pixel of the region'
+    if mask is not None:
+        columns = np.flatnonzero(mask.any(axis=0))
+        top = float(np.flatnonzero(mask.any(axis=1))[0])
+        return (float(columns[0] + columns[-1]) / 2.0, top), (
+            'the region has no reference pixel: origin assumed at the top centre of the sector')
+    return ((size[0] - 1) / 2.0, 0.0), (
+        'the region has no reference pixel: origin assumed at its top centre')
+
+
+def _conforms(recording: DicomRecording) -> Recording:
+    """Let the type checker see that the protocol is met."""
+    return recording

@@ -1,0 +1,1 @@
+"""One file per node: wiring between topics and stages."""

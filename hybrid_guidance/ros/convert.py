@@ -1,0 +1,221 @@
+"""Between ROS messages and numpy, in one place: quaternion order, stamps, image layout."""
+
+import array
+import math
+
+import cv2
+import numpy as np
+from builtin_interfaces.msg import Time
+from geometry_msgs.msg import (
+    Point,
+    Pose,
+    PoseStamped,
+    PoseWithCovarianceStamped,
+    Quaternion,
+    TransformStamped,
+    Vector3,
+)
+from geometry_msgs.msg import Transform as TransformMessage
+from sensor_msgs.msg import CameraInfo, Image
+from std_msgs.msg import Header
+
+from hybrid_guidance.geometry import covariance as pose_covariance
+from hybrid_guidance.geometry.needle import NeedleEstimate
+from hybrid_guidance.geometry.projection import Projection
+from hybrid_guidance.geometry.rigid import from_quaternion, quaternion
+from hybrid_guidance.geometry.types import Image as Pixels
+from hybrid_guidance.geometry.types import Points, Transform
+from hybrid_guidance.imaging.frame import Frame
+
+DTYPES = {'mono8': np.uint8, '8UC1': np.uint8, 'mono16': np.uint16, '16UC1': np.uint16,
+          'rgb8': np.uint8, 'bgr8': np.uint8, 'rgba8': np.uint8, 'bgra8': np.uint8}
+GREY = {'rgb8': cv2.COLOR_RGB2GRAY, 'bgr8': cv2.COLOR_BGR2GRAY,
+        'rgba8': cv2.COLOR_RGBA2GRAY, 'bgra8': cv2.COLOR_BGRA2GRAY}
+
+
+class MessageError(ValueError):
+    """A message that cannot mean anything; the text says what is wrong with it."""
+
+
+def stamp_ns(stamp: Time) -> int:
+    """Return a ROS stamp in nanoseconds."""
+    return int(stamp.sec) * 1_000_000_000 + int(stamp.nanosec)
+
+
+def time_message(nanoseconds: int) -> Time:
+    """Return nanoseconds as a ROS stamp."""
+    return Time(sec=nanoseconds // 1_000_000_000, nanosec=nanoseconds % 1_000_000_000)
+
+
+def header(frame_id: str, nanoseconds: int) -> Header:
+    """Return a header."""
+    return Header(frame_id=frame_id, stamp=time_message(nanoseconds))
+
+
+def point_message(point: Points) -> Point:
+    """Return (3,) metres as a Point."""
+    return Point(x=float(point[0]), y=float(point[1]), z=float(point[2]))
+
+
+def point_array(point: Point | Vector3) -> Points:
+    """Return a Point or Vector3 as (3,) metres.
+
+    Raises:
+        MessageError: not finite.
+    """
+    if not (math.isfinite(point.x) and math.isfinite(point.y) and math.isfinite(point.z)):
+        raise MessageError(f'the point ({point.x}, {point.y}, {point.z}) is not finite')
+    return np.array([point.x, point.y, point.z])
+
+
+def _matrix(translation: Point | Vector3, rotation: Quaternion) -> Transform:
+    xyzw = np.array([rotation.x, rotation.y, rotation.z, rotation.w])
+    norm = float(np.linalg.norm(xyzw))
+    if not abs(norm - 1.0) < 1e-3:
+        raise MessageError(f'the quaternion {xyzw.tolist()} (x, y, z, w) has length {norm:.4g}, '
+                           'not 1')
+    return from_quaternion(xyzw / norm, point_array(translation))
+
+
+def matrix_from_pose(pose: Pose) -> Transform:
+    """Return a Pose as a (4, 4) transform.
+
+    Raises:
+        MessageError: not finite, or the quaternion is not of unit length.
+    """
+    return _matrix(pose.position, pose.orientation)
+
+
+def matrix_from_transform(message: TransformMessage) -> Transform:
+    """Return a Transform message as a (4, 4) transform; raises like ``matrix_from_pose``."""
+    return _matrix(message.translation, message.rotation)
+
+
+def _quaternion_message(matrix: Transform) -> Quaternion:
+    x, y, z, w = quaternion(matrix).tolist()
+    return Quaternion(x=x, y=y, z=z, w=w)
+
+
+def pose_message(matrix: Transform) -> Pose:
+    """Return a (4, 4) transform as a Pose."""
+    return Pose(position=point_message(matrix[:3, 3]), orientation=_quaternion_message(matrix))
+
+
+def pose_stamped(matrix: Transform, frame_id: str, nanoseconds: int) -> PoseStamped:
+    """Return a (4, 4) transform as a PoseStamped in ``frame_id``."""
+    return PoseStamped(header=header(frame_id, nanoseconds), pose=pose_message(matrix))
+
+
+def transform_message(parent: str, child: str, nanoseconds: int,
+                      parent_T_child: Transform) -> TransformStamped:
+    """Return a (4, 4) transform as a TransformStamped."""
+    x, y, z = parent_T_child[:3, 3].tolist()
+    return TransformStamped(
+        header=header(parent, nanoseconds), child_frame_id=child,
+        transform=TransformMessage(translation=Vector3(x=x, y=y, z=z),
+                                   rotation=_quaternion_message(parent_T_child)))
+
+
+def needle_message(needle: NeedleEstimate, frame_id: str,
+                   nanoseconds: int) -> PoseWithCovarianceStamped:
+    """Return a needle as a message: tip, shaft along +z, 6x6 covariance in ``frame_id``."""
+    message = PoseWithCovarianceStamped(header=header(frame_id, nanoseconds))
+    message.pose.pose = pose_message(needle.pose)
+    message.pose.covariance = needle.covariance.ravel()
+    return message
+
+
+def needle_from_message(message: PoseWithCovarianceStamped) -> NeedleEstimate:
+    """Return a needle message as an estimate.
+
+    Raises:
+        MessageError: not finite, not a unit quaternion, or the covariance is not one.
+    """
+    covariance = np.asarray(message.pose.covariance, dtype=float).reshape(6, 6)
+    if not pose_covariance.is_valid(covariance):
+        raise MessageError('the pose covariance is not finite, symmetric and positive')
+    return NeedleEstimate(matrix_from_pose(message.pose.pose), covariance)
+
+
+def image_message(pixels: Pixels, frame_id: str, nanoseconds: int) -> Image:
+    """Return (H, W) uint8 or uint16 as mono8 or mono16, (H, W, 3) uint8 as rgb8."""
+    encoding = 'rgb8' if pixels.ndim == 3 else 'mono16' if pixels.itemsize == 2 else 'mono8'
+    message = Image(header=header(frame_id, nanoseconds), height=pixels.shape[0],
+                    width=pixels.shape[1], encoding=encoding, is_bigendian=0,
+                    step=pixels.shape[1] * pixels.itemsize * (3 if pixels.ndim == 3 else 1))
+    # array.array is taken as it is; an ndarray would be checked number by number (64 ms a MiB).
+    message.data = array.array('B', np.ascontiguousarray(pixels).tobytes())
+    return message
+
+
+def pixels_from_message(message: Image) -> Pixels:
+    """Return an Image as (H, W) grey levels; colour becomes luminance.
+
+    Raises:
+        MessageError: an encoding that is not an image of grey levels or colours, or a size that
+            does not fit the data.
+    """
+    dtype = DTYPES.get(message.encoding)
+    if dtype is None:
+        raise MessageError(f'encoding "{message.encoding}" is not one of {", ".join(DTYPES)}')
+    channels = {'rgb8': 3, 'bgr8': 3, 'rgba8': 4, 'bgra8': 4}.get(message.encoding, 1)
+    row = message.width * channels * np.dtype(dtype).itemsize
+    if message.step < row or len(message.data) < message.step * message.height or not row:
+        raise MessageError(f'{message.width} x {message.height} {message.encoding} with step '
+                           f'{message.step} does not fit {len(message.data)} bytes')
+    data = np.frombuffer(message.data, np.uint8, message.step * message.height)
+    rows = data.reshape(message.height, message.step)[:, :row]
+    pixels: Pixels = np.ascontiguousarray(rows).view(
+        np.dtype(dtype).newbyteorder('>' if message.is_bigendian else '<'))
+    if channels > 1:
+        colour = pixels.reshape(message.height, message.width, channels)
+        return np.asarray(cv2.cvtColor(colour, GREY[message.encoding]))
+    return pixels.astype(dtype, copy=False)
+
+
+def camera_info_message(projection: Projection, frame_id: str, nanoseconds: int) -> CameraInfo:
+    """Return a projection as CameraInfo; an uncalibrated one has ``k[0] == 0``."""
+    matrix = projection.matrix
+    k = np.array([[matrix[0, 0], matrix[0, 1], matrix[0, 2] + matrix[0, 3]],
+                  [matrix[1, 0], matrix[1, 1], matrix[1, 2] + matrix[1, 3]], [0.0, 0.0, 1.0]])
+    info = CameraInfo(header=header(frame_id, nanoseconds),
+                      width=projection.width, height=projection.height)
+    info.p = matrix.ravel()
+    if projection.is_calibrated:
+        info.distortion_model = 'plumb_bob'
+        info.d = [0.0] * 5
+        info.k = k.ravel()
+        info.r = np.eye(3).ravel()
+    return info
+
+
+def projection_from_info(info: CameraInfo) -> Projection:
+    """Return the projection of a CameraInfo; uncalibrated when ``k[0] == 0``.
+
+    Raises:
+        MessageError: not finite, or no size.
+    """
+    if not info.width or not info.height:
+        raise MessageError('camera_info has no width or height')
+    size = (int(info.width), int(info.height))
+    if info.k[0] == 0.0:
+        return Projection.uncalibrated(size)
+    matrix = np.array(info.p, dtype=float).reshape(3, 4)
+    if not np.all(np.isfinite(matrix)) or np.linalg.matrix_rank(matrix) < 3:
+        raise MessageError(f'camera_info.p is not a projection: {matrix.tolist()}')
+    return Projection(matrix, *size)
+
+
+def frame_from_messages(image: Image, info: CameraInfo) -> Frame:
+    """Return the pair as a Frame.
+
+    Raises:
+        MessageError: either is malformed, or the two sizes differ.
+    """
+    if (image.width, image.height) != (info.width, info.height):
+        raise MessageError(f'image is {image.width} x {image.height}, its camera_info says '
+                           f'{info.width} x {info.height}')
+    return Frame(pixels_from_message(image), stamp_ns(image.header.stamp),
+                 projection_from_info(info))
+
+

@@ -1,0 +1,171 @@
+"""What every node needs, once: parameters, health, guarded callbacks, paired frames, frames."""
+
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+import cv2
+import rclpy
+from rclpy.executors import ExternalShutdownException
+from rclpy.node import Node
+from rclpy.time import Time
+from sensor_msgs.msg import CameraInfo, Image
+
+from hybrid_guidance.geometry.types import Transform
+from hybrid_guidance.imaging.frame import Frame
+from hybrid_guidance.parameters import ParameterError
+from hybrid_guidance.ros import environment, qos, tf
+from hybrid_guidance.ros.convert import frame_from_messages, matrix_from_transform, stamp_ns
+from hybrid_guidance.ros.health import ERROR, Health
+from hybrid_guidance.ros.parameters import Parameters
+
+P = TypeVar('P')
+
+
+class GuidanceNode(Node, Generic[P]):
+    """Base of all nodes of the graph.
+
+    A callback that raises is logged with its cause, reported on /diagnostics, and the node
+    goes on.
+
+    Args:
+        name: node name.
+        parameters_type: frozen dataclass made with ``hybrid_guidance.parameters.parameter``.
+    """
+
+    def __init__(self, name: str, parameters_type: type[P], **options: Any) -> None:
+        super().__init__(name, **options)
+        self.health = Health(self)
+        self._parameters_table = Parameters(self, parameters_type)
+
+    @property
+    def parameters(self) -> P:
+        """The present, valid parameter values."""
+        return self._parameters_table.values
+
+    def now_ns(self) -> int:
+        """Return the graph's time in nanoseconds."""
+        return int(self.get_clock().now().nanoseconds)
+
+    def create_subscription(self, msg_type: Any, topic: str, callback: Callable[[Any], None],
+                            qos_profile: Any, **options: Any) -> Any:
+        """Like rclpy's, with a callback that cannot end the node."""
+        return super().create_subscription(
+            msg_type, topic, self._guarded(topic, callback), qos_profile, **options)
+
+    def create_timer(self, timer_period_sec: float, callback: Callable[[], None],
+                     **options: Any) -> Any:
+        """Like rclpy's, with a callback that cannot end the node."""
+        return super().create_timer(
+            timer_period_sec, self._guarded('timer', callback), **options)
+
+    def create_service(self, srv_type: Any, srv_name: str,
+                       callback: Callable[[Any, Any], Any], **options: Any) -> Any:
+        """Like rclpy's; a callback that raises answers ``success=False`` with the reason."""
+        def answer(request: Any, response: Any) -> Any:
+            try:
+                return callback(request, response)
+            except Exception as error:
+                self._report(srv_name, error)
+                response.success, response.message = False, str(error)
+                return response
+        return super().create_service(srv_type, srv_name, answer, **options)
+
+    def _guarded(self, name: str, callback: Callable[..., None]) -> Callable[..., None]:
+        # rclpy counts a callback's parameters, so both shapes keep their own signature.
+        def run(*arguments: Any) -> None:
+            try:
+                callback(*arguments)
+            except Exception as error:
+                self._report(name, error)
+            else:
+                self._recovered(name)
+        if name == 'timer':
+            return lambda: run()
+        return lambda message: run(message)
+
+    def _report(self, name: str, error: Exception) -> None:
+        known = self.health.faults.get(name)
+        words = f'{type(error).__name__}: {error}'
+        self.health.set(name, False, words, ERROR)
+        # Refusals speak for themselves; anything else is our fault and needs its trace.
+        if known != words and not isinstance(error, (ValueError, tf.TransformException)):
+            self.get_logger().error(traceback.format_exc())
+
+    def _recovered(self, name: str) -> None:
+        if name in self.health.faults:
+            self.health.set(name, True)
+
+    def subscribe_frames(self, sensor: str, callback: Callable[[Frame, str], None]) -> None:
+        """Call back with every image of a sensor together with its camera_info, by stamp.
+
+        Args:
+            sensor: ``fluoroscopy`` or ``ultrasound``.
+            callback: takes the frame and its frame_id.
+        """
+        pairs = _Pairs(callback)
+        self.create_subscription(CameraInfo, f'{sensor}/camera_info', pairs.info,
+                                 qos.CAMERA_INFO)
+        self.create_subscription(Image, f'{sensor}/image_raw', pairs.image, qos.IMAGE)
+
+    def listen_to_frames(self) -> None:
+        """Start to follow /tf; ``lookup`` works from then on."""
+        self.buffer = tf.Buffer(node=self)
+        self.listener = tf.TransformListener(self.buffer, self)
+
+    def lookup(self, target: str, source: str, stamp: int) -> Transform:
+        """Return ``target_T_source`` at a stamp in ns (0: the newest), without waiting.
+
+        Raises:
+            TransformException: unknown, disconnected, in the future or in the past.
+        """
+        found = self.buffer.lookup_transform(target, source, Time(
+            nanoseconds=stamp, clock_type=self.get_clock().clock_type))
+        return matrix_from_transform(found.transform)
+
+
+class _Pairs:
+    """Joins images and camera_infos that carry the same stamp, whichever comes first."""
+
+    KEPT = 8
+
+    def __init__(self, callback: Callable[[Frame, str], None]) -> None:
+        self._callback = callback
+        self._images: dict[int, Image] = {}
+        self._infos: dict[int, CameraInfo] = {}
+
+    def image(self, message: Image) -> None:
+        self._match(stamp_ns(message.header.stamp), message, self._images)
+
+    def info(self, message: CameraInfo) -> None:
+        self._match(stamp_ns(message.header.stamp), message, self._infos)
+
+    def _match(self, stamp: int, message: Any, waiting: dict[int, Any]) -> None:
+        waiting[stamp] = message
+        if stamp in self._images and stamp in self._infos:
+            image, info = self._images.pop(stamp), self._infos.pop(stamp)
+            self._callback(frame_from_messages(image, info), image.header.frame_id)
+        while len(waiting) > self.KEPT:
+            waiting.pop(next(iter(waiting)))
+
+
+def run(node_type: Callable[[], Node]) -> None:
+    """Run one node until it is told to stop; what every node's ``main`` does."""
+    environment.prepare()
+    # One thread for each node: the graph itself is the parallelism on few cores.
+    cv2.setNumThreads(1)
+    rclpy.init()
+    node = None
+    try:
+        node = node_type()
+        rclpy.spin(node)
+    except (KeyboardInterrupt, ExternalShutdownException):
+        pass
+    except ParameterError as error:
+        print(f'{node_type.__name__}: {error}', file=sys.stderr, flush=True)
+        sys.exit(2)
+    finally:
+        if node is not None:
+            node.destroy_node()
+        rclpy.try_shutdown()

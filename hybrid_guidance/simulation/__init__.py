@@ -1,0 +1,1 @@
+"""The digital patient: one ground truth that feeds both images."""

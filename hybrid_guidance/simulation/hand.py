@@ -1,0 +1,103 @@
+"""A hand that moves the needle where it is told, as well as a hand can."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from hybrid_guidance.geometry.rigid import (
+    inverse,
+    perturbed,
+    rotation_from_vector,
+    transform,
+    vector_from_rotation,
+)
+from hybrid_guidance.geometry.types import Transform
+
+
+@dataclass(frozen=True)
+class HandSkill:
+    """What a hand can do.
+
+    Attributes:
+        speed: of the tip, m/s.
+        turn: of the shaft, rad/s.
+        tremor: deviation of the tip, m.
+        tremor_turn: deviation of the shaft, rad.
+        tremor_time: correlation time of the tremor, s.
+        eye_position: how far off a place found by eye is, m.
+        eye_rotation: how far off a direction set by eye is, rad.
+    """
+
+    speed: float = 0.006
+    turn: float = 0.10
+    tremor: float = 0.1e-3
+    tremor_turn: float = 0.002
+    tremor_time: float = 0.2
+    eye_position: float = 1.5e-3
+    eye_rotation: float = 0.025
+
+
+class Hand:
+    """Holds the needle; ``pose`` is its true pose.
+
+    The hand never knows where the needle truly is. Told a pose while the needle is seen, it
+    moves by the difference between the pose told and the pose shown; told one while it is not
+    seen, it goes there by eye, with the error of an eye.
+
+    Args:
+        pose: (4, 4) where the needle is at first, in any frame fixed to the patient.
+        skill: speeds and errors.
+        seed: of tremor and eye.
+    """
+
+    def __init__(self, pose: Transform, skill: HandSkill, seed: int) -> None:
+        self._held = pose
+        self._skill = skill
+        self._random = np.random.default_rng([seed, 0x0a3])
+        self._tremor = np.zeros(6)
+        self._eye = self._random.standard_normal(6) * ([skill.eye_position] * 3
+                                                       + [skill.eye_rotation] * 3)
+        self._goal: Transform | None = None
+
+    @property
+    def pose(self) -> Transform:
+        """The (4, 4) true pose of the needle, tremor included."""
+        return self._held @ perturbed(np.eye(4), self._tremor)
+
+    def follow(self, told: Transform, shown: Transform | None, true_then: Transform) -> None:
+        """Take a new goal.
+
+        Args:
+            told: (4, 4) where the needle should be.
+            shown: (4, 4) where the display showed it when the goal was made; None: not at all.
+            true_then: (4, 4) where it truly was at that moment.
+        """
+        if shown is None:
+            self._goal = perturbed(told, self._eye)
+        else:
+            self._goal = true_then @ inverse(shown) @ told
+
+    def stop(self) -> None:
+        """Keep still."""
+        self._goal = None
+
+    def advance(self, dt: float) -> None:
+        """Let ``dt`` seconds pass."""
+        self._shake(dt)
+        if self._goal is None:
+            return
+        way = self._goal[:3, 3] - self._held[:3, 3]
+        turn = vector_from_rotation(self._goal[:3, :3] @ self._held[:3, :3].T)
+        # A straight shaft has no roll to correct.
+        turn = turn - (turn @ self._held[:3, 2]) * self._held[:3, 2]
+        needed = max(float(np.linalg.norm(way)) / self._skill.speed,
+                     float(np.linalg.norm(turn)) / self._skill.turn)
+        share = 1.0 if needed <= dt else dt / needed
+        self._held = transform(rotation_from_vector(share * turn) @ self._held[:3, :3],
+                               self._held[:3, 3] + share * way)
+
+    def _shake(self, dt: float) -> None:
+        keep = float(np.exp(-dt / self._skill.tremor_time))
+        size = np.array([self._skill.tremor] * 3 + [self._skill.tremor_turn] * 3)
+        self._tremor = (keep * self._tremor + np.sqrt(1.0 - keep**2) * size
+                        * self._random.standard_normal(6))

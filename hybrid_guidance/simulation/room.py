@@ -1,0 +1,92 @@
+"""The simulated operating room: where everything truly is, and what its trackers say."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from hybrid_guidance.geometry.rigid import inverse, perturbed
+from hybrid_guidance.geometry.types import Array, Transform
+from hybrid_guidance.procedure import Procedure
+
+
+@dataclass(frozen=True)
+class Belief:
+    """A transform as somebody believes it, with the (6, 6) covariance of its error."""
+
+    transform: Transform
+    covariance: Array
+
+
+@dataclass(frozen=True)
+class Room:
+    """The true poses of everything that stands still.
+
+    Attributes:
+        world_T_patient: (4, 4).
+        world_T_carm: (4, 4) of the tracked body on the C-arm.
+        world_T_probe: (4, 4) of the tracked body on the probe.
+        carm_T_fluoroscopy: (4, 4), the true mounting of the X-ray source.
+        probe_T_ultrasound: (4, 4), the true mounting of the slice.
+    """
+
+    world_T_patient: Transform
+    world_T_carm: Transform
+    world_T_probe: Transform
+    carm_T_fluoroscopy: Transform
+    probe_T_ultrasound: Transform
+
+
+def make_room(procedure: Procedure, beliefs: Mapping[str, Belief], seed: int) -> Room:
+    """Draw the truth around what the calibration file says.
+
+    The imagers are aimed by what is believed, as an operator would, so they see the target up
+    to the errors drawn.
+
+    Args:
+        procedure: how C-arm and probe stand towards the patient.
+        beliefs: child frame (``patient``, ``fluoroscopy_optical_frame``, ``ultrasound_image``)
+            to its believed transform in its parent.
+        seed: of the errors.
+    """
+    random = np.random.default_rng([seed, 0x0a1])
+    truth = {name: perturbed(beliefs[name].transform, random.multivariate_normal(
+        np.zeros(6), beliefs[name].covariance)) for name in sorted(beliefs)}
+    world_T_patient = beliefs['patient'].transform
+    carm_T_optical = beliefs['fluoroscopy_optical_frame'].transform
+    probe_T_image = beliefs['ultrasound_image'].transform
+    return Room(
+        truth['patient'],
+        world_T_patient @ procedure.patient_T_fluoroscopy() @ inverse(carm_T_optical),
+        world_T_patient @ procedure.patient_T_ultrasound() @ inverse(probe_T_image),
+        truth['fluoroscopy_optical_frame'], truth['ultrasound_image'])
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One pose from a tracker: taken at ``stamp_ns``, told at ``due_ns``."""
+
+    stamp_ns: int
+    due_ns: int
+    pose: Transform
+
+
+class Tracker:
+    """An optical tracker: noisy, and late.
+
+    Args:
+        position: deviation of each coordinate, metres.
+        rotation: deviation about each axis, radians.
+        delay_s: from taking a pose to telling it.
+        seed: of the noise.
+    """
+
+    def __init__(self, position: float, rotation: float, delay_s: float, seed: int) -> None:
+        self._deviation = np.array([position] * 3 + [rotation] * 3)
+        self._delay_ns = int(delay_s * 1e9)
+        self._random = np.random.default_rng([seed, 0x0a2])
+
+    def read(self, pose: Transform, stamp_ns: int) -> Reading:
+        """Take a pose; position noise at the body's own origin."""
+        noise = self._random.standard_normal(6) * self._deviation
+        return Reading(stamp_ns, stamp_ns + self._delay_ns, perturbed(pose, noise))

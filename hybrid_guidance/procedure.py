@@ -231,7 +231,7 @@ class _Reader:
             raise self.fail(key, 'must be a table of keys; indent its keys below it')
         return _Reader(content, self._path, f'{self._prefix}{key}.')
 
-    def keys(self) -> tuple[str, ...]:
+    def names(self) -> tuple[str, ...]:
         return tuple(str(key) for key in self._content)
 
     def text(self, key: str) -> str:
@@ -275,7 +275,7 @@ def _procedure(read: _Reader) -> Procedure:
         read.text('name'), read.text('region'), read.text('summary'), target, entry,
         _needle(read.table('needle')), _fluoroscopy(read.table('fluoroscopy')),
         _ultrasound(read.table('ultrasound')),
-        {key: avoid.positive(key) for key in avoid.keys()})
+        {key: avoid.positive(key) for key in avoid.names()})
 
 
 def _needle(read: _Reader) -> NeedleModel:

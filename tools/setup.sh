@@ -16,7 +16,11 @@ command -v g++ >/dev/null || { echo 'A C++ compiler is needed: apt install g++';
 step 2 'packages (about 1.2 GB on disk; under a minute on a fast line)'
 "$venv/bin/pip" install --disable-pip-version-check -r requirements.txt
 
-step 3 "type support of tf2_msgs"
+# Open3D links to libusb-1.0, which a fresh Debian has not; this one came with the packages.
+ln -sf "$(cd "$venv"/lib/python3*/site-packages && pwd)/libusb_package/libusb-1.0.so" \
+    "$venv/lib/libusb-1.0.so.0"
+
+step 3 'type support of tf2_msgs'
 "$venv/bin/python" tools/build_tf2_msgs.py
 
 step 4 'hybrid_guidance itself'

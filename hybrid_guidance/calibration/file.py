@@ -30,6 +30,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta, timezone
 from pathlib import Path
+from reprlib import repr as short
 from typing import Any
 
 import numpy as np
@@ -174,11 +175,11 @@ def _entries(path: Path) -> list[Any]:
         raise CalibrationError(f'{path}: not a calibration file; '
                                f'its first line must be "format: {FORMAT}"')
     if document.get('version') != VERSION:
-        raise CalibrationError(f'{path}: version {document.get("version")!r} cannot be read, '
+        raise CalibrationError(f'{path}: version {short(document.get("version"))} cannot be read, '
                                f'only version {VERSION}; {_REPEAT} with this release')
     unknown = [key for key in document if key not in ('format', 'version', 'calibrations')]
     if unknown:
-        raise CalibrationError(f'{path}: unknown key {unknown[0]!r}; remove it')
+        raise CalibrationError(f'{path}: unknown key {short(unknown[0])}; remove it')
     entries = document.get('calibrations')
     if not isinstance(entries, list):
         raise CalibrationError(f'{path}: "calibrations" must be a list of calibrations')
@@ -209,7 +210,8 @@ def _check_keys(entry: Mapping[Any, Any]) -> None:
         raise CalibrationError(f'key {missing[0]!r} is missing; add it')
     unknown = [key for key in entry if key not in (*_REQUIRED, *_OPTIONAL)]
     if unknown:
-        raise CalibrationError(f'unknown key {unknown[0]!r}; remove it or correct its spelling')
+        raise CalibrationError(f'unknown key {short(unknown[0])}; '
+                               'remove it or correct its spelling')
     if ('deviation' in entry) == ('covariance' in entry):
         raise CalibrationError('needs exactly one of "deviation" (6 numbers) and '
                                '"covariance" (36 numbers)')
@@ -242,7 +244,7 @@ def _check_child(calibration: Calibration, before: Iterable[Calibration]) -> Non
 def _text(entry: Mapping[Any, Any], key: str) -> str:
     value = entry[key]
     if not isinstance(value, str) or not value:
-        raise CalibrationError(f'{key!r} must be text, is {value!r}')
+        raise CalibrationError(f'{key!r} must be text, is {short(value)}')
     return value
 
 
@@ -251,7 +253,7 @@ def _count(entry: Mapping[Any, Any], key: str) -> int | None:
     if value is None:
         return None
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise CalibrationError(f'{key!r} must be a whole number or null, is {value!r}')
+        raise CalibrationError(f'{key!r} must be a whole number or null, is {short(value)}')
     return value
 
 
@@ -260,7 +262,7 @@ def _length(entry: Mapping[Any, Any], key: str) -> float | None:
         return None
     value = float(_numbers([entry[key]], key, 1)[0])
     if value < 0.0:
-        raise CalibrationError(f'{key!r} must not be negative, is {value!r}')
+        raise CalibrationError(f'{key!r} must not be negative, is {short(value)}')
     return value
 
 
@@ -269,7 +271,8 @@ def _numbers(value: Any, name: str, count: int) -> Array:
     plain = isinstance(value, list) and all(
         isinstance(number, (int, float)) and not isinstance(number, bool) for number in value)
     if not plain or len(value) != count:
-        raise CalibrationError(f'{name!r} must be {count} number{"s" * (count > 1)}, is {value!r}')
+        raise CalibrationError(f'{name!r} must be {count} number{"s" * (count > 1)}, '
+                               f'is {short(value)}')
     try:
         numbers = np.array(value, dtype=float)
     except OverflowError:
@@ -329,7 +332,7 @@ def _date(entry: Mapping[Any, Any], key: str) -> datetime:
         value = datetime.combine(value, time())
     if not isinstance(value, datetime):
         raise CalibrationError(f'{key!r} must be a date such as 2030-01-31T12:00:00+00:00, '
-                               f'is {entry[key]!r}')
+                               f'is {short(entry[key])}')
     return _utc(value)
 
 

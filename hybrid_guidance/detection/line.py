@@ -8,19 +8,22 @@ line is a robust weighted least-squares fit of the offsets, each end a fit of an
 to the amplitudes (the edge response of a Gaussian blur; Steger, PAMI 1998).
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
 
-from hybrid_guidance.detection.ridge import maximum_subarray
+from hybrid_guidance.detection.ridge import maximum_subarrays
 from hybrid_guidance.geometry.types import Array, Image, Pixels
 
 _HALF_WIDTH = 30
 _NARROW = 14
 _LAGS = 16
+_OPEN = 6.0
+_ROWS = 128
+_COLUMNS = np.arange(-_NARROW, _NARROW + 1.0)
 _FAN_STEP = np.deg2rad(3.0)
-_FAN_ANGLES = np.arange(-36, 37) * _FAN_STEP
 _FAN_RADII = np.arange(7.0, 31.0)
 
 
@@ -64,8 +67,10 @@ class Shaft:
     Attributes:
         origin: (2,) px, a point of the centre line, where s is zero.
         direction: (2,) unit vector of increasing s.
-        edges: (2,) px, s of the two ends.
-        edge_variance: (2,) px².
+        edges: (2,) px, s of the two ends, to about two pixels.
+        s: (S,) px, evenly spaced by one; the shaft and what lies beyond its ends.
+        response: (S,) amplitude at each s.
+        systematic: (along, across) px, as in the model.
         line_covariance: (2, 2) of (offset at s = 0 in px, slope in px/px).
         amplitude: grey levels above the surroundings.
         width: px, σ of the Gaussian profile that fits best.
@@ -85,7 +90,9 @@ class Shaft:
     origin: Pixels
     direction: Array
     edges: Array
-    edge_variance: Array
+    s: Array
+    response: Array
+    systematic: tuple[float, float]
     line_covariance: Array
     amplitude: float
     width: float
@@ -112,16 +119,37 @@ class Shaft:
         return np.asarray(self.origin + self.edges[:, None] * self.direction)
 
     def needle(self, tip_end: int, probability: float) -> PixelNeedle:
-        """Return the needle whose tip is end 0 or 1."""
+        """Return the needle whose tip is end 0 or 1, the tip measured to a fraction of a px."""
         sign = 1.0 if tip_end else -1.0
-        across = np.array([sign, sign * self.edges[tip_end]])
+        edge, edge_variance = self._tip(sign)
+        across = np.array([sign, sign * edge])
         covariance = np.zeros((3, 3))
-        covariance[0, 0] = self.edge_variance[tip_end]
+        covariance[0, 0] = edge_variance + self.systematic[0]**2
         # Seen from the other end the normal turns over, the sense of rotation does not.
         rows = np.vstack([across, [0.0, 1.0]])
         covariance[1:, 1:] = rows @ self.line_covariance @ rows.T
-        return PixelNeedle(self.ends[tip_end], sign * self.direction, self.length, covariance,
-                           probability)
+        length = abs(edge - float(self.edges[1 - tip_end]))
+        # The same deviation at either end, each on its own, turns the shaft between them.
+        covariance[1:, 1:] += self.systematic[1]**2 * np.array(
+            [[1.0, 1.0 / length], [1.0 / length, 2.0 / length**2]])
+        return PixelNeedle(self.origin + edge * self.direction, sign * self.direction, length,
+                           covariance, probability)
+
+    def _tip(self, sign: float) -> tuple[float, float]:
+        """Return s of the end at rising (+1) or falling (-1) s, and its variance in px²."""
+        s, response = (self.s, self.response) if sign > 0.0 else (-self.s[::-1],
+                                                                  self.response[::-1])
+        coarse = sign * float(self.edges[int(sign > 0.0)])
+        if s[-1] - coarse < _OPEN:
+            return sign * coarse, 25.0
+        wide = (s > coarse - min(45.0, 0.6 * self.length)) & (s < coarse + 22.0)
+        edge, variance = fit_edge(s[wide], response[wide], coarse)
+        near = (s > edge - 20.0) & (s < edge + 12.0)
+        if np.count_nonzero(near) > 16:
+            # Where the background or the shaft itself changes, the two windows disagree.
+            closer, _ = fit_edge(s[near], response[near], edge)
+            variance += 0.5 * (closer - edge)**2
+        return sign * edge, variance
 
 
 @dataclass(frozen=True)
@@ -142,68 +170,192 @@ class _Template:
         return cls(width, half, bell - bell.mean(), slope - x * float(slope @ x) / float(x @ x))
 
     def amplitude(self, strip: Image) -> Array:
-        """Return the (S,) amplitude of each row."""
-        middle = strip.shape[1] // 2
-        rows = strip[:, middle - self.half:middle + self.half + 1]
+        """Return the (..., S) amplitude of each row of (..., S, W) pixels."""
+        middle = strip.shape[-1] // 2
+        rows = strip[..., middle - self.half:middle + self.half + 1]
         return np.asarray(rows @ self.profile / float(self.profile @ self.profile), dtype=float)
 
     def offset(self, strip: Image) -> Array:
-        """Return the (S,) lateral offset of each row times its amplitude."""
-        middle = strip.shape[1] // 2
-        rows = strip[:, middle - self.half:middle + self.half + 1]
+        """Return the (..., S) lateral offset of each row times its amplitude."""
+        middle = strip.shape[-1] // 2
+        rows = strip[..., middle - self.half:middle + self.half + 1]
         scale = float(self.derivative @ self.derivative)
         return np.asarray(rows @ self.derivative / scale, dtype=float)
 
 
-def measure(image: Image, ends: Pixels, *, mask: Image | None = None,
-            minimum_length: float = 40.0, widths: tuple[float, float] = (0.8, 5.0)
-            ) -> Shaft | None:
-    """Measure the bright straight shaft near a rough segment.
+@dataclass(frozen=True)
+class ShaftModel:
+    """What the shafts of one modality look like.
+
+    Attributes:
+        minimum_length: px.
+        widths: px, range of σ of the profile.
+        systematic: px, deviations along and across that no residual shows: an uneven profile,
+            a blur that is not Gaussian.
+        turn: rad; a line that goes on beyond an end is looked for up to this far to the side.
+        compression: grey levels per factor e of echo, where the image is the logarithm of what
+            the point spread function blurs; zero where the image is linear.
+        grey: turns resampled pixels into float32 on which lines are bright.
+    """
+
+    minimum_length: float = 40.0
+    widths: tuple[float, float] = (0.8, 5.0)
+    systematic: tuple[float, float] = (0.1, 0.02)
+    turn: float = np.deg2rad(108.0)
+    compression: float = 0.0
+    grey: Callable[[Image], Image] = np.asarray
+
+
+def measure(image: Image, segments: Sequence[Pixels], model: ShaftModel, *,
+            mask: Image | None = None, count: int = 2) -> Iterator[Shaft]:
+    """Measure the bright straight shafts near rough segments.
 
     Args:
-        image: (H, W) float32, lines brighter than both their sides.
-        ends: (2, 2) px, rough ends, a few pixels off at most.
+        image: (H, W) uint8, uint16 or float32; ``model.grey`` makes lines bright.
+        segments: (2, 2) px each, rough ends, a few pixels off at most.
+        model: what a shaft looks like.
         mask: (H, W) uint8, zero where the image means nothing.
-        minimum_length: px; shorter shafts give None.
-        widths: px, range of σ of the profile.
+        count: shafts measured in full at most: those that align best with a straight line.
+
+    Yields:
+        The shafts, best aligned first; fewer than ``count`` where there are no more.
+    """
+    if not segments:
+        return
+    ends, merit = _align(image, np.stack(segments), model)
+    for k in np.argsort(-merit)[:count]:
+        if merit[k] > 0.0:
+            shaft = _Strip.around(image, mask, ends[k], model).shaft()
+            if shaft is not None and shaft.length >= model.minimum_length:
+                yield shaft
+
+
+def _align(image: Image, ends: Array, model: ShaftModel) -> tuple[Array, Array]:
+    """Lay (K, 2, 2) segments along the lines beneath them, all at once.
 
     Returns:
-        The shaft, or None where no shaft can be measured.
+        The (K, 2, 2) ends, and (K,) how well each passes for a line: long, straight, alike on
+        both sides; zero where there is none.
     """
-    strip = _Strip.around(image, mask, np.asarray(ends, dtype=float))
-    template = _Template.gaussian(max(1.8, widths[0]), _NARROW)
-    for step in range(3):
-        strip.sample(_NARROW)
-        if not strip.find_run(template) or strip.run_length < 0.6 * minimum_length:
-            return None
-        if step:
-            template = _Template.gaussian(_best_width(strip, widths), _NARROW)
-        strip.fit_line(template)
-    strip.sample(_HALF_WIDTH)
-    if not strip.find_run(template) or strip.run_length < 0.8 * minimum_length:
-        return None
-    shaft = _describe(strip, template)
-    return shaft if shaft.length >= minimum_length else None
+    template = _Template.gaussian(max(1.8, model.widths[0]), _NARROW)
+    for _ in range(2):
+        axis = ends[:, 1] - ends[:, 0]
+        length = np.linalg.norm(axis, axis=1)[:, None]
+        axis = axis / length
+        normal = np.column_stack([-axis[:, 1], axis[:, 0]])
+        s = np.linspace(-0.5, 0.5, _ROWS) * (1.3 * length + 30.0)
+        centre = ends.mean(axis=1)[:, None] + s[..., None] * axis[:, None]
+        grid = centre[:, :, None] + _COLUMNS[:, None] * normal[:, None, None]
+        pixels = _look_up(image, grid.reshape(-1, _COLUMNS.size, 2), model)
+        fit = _fit_lines(pixels.reshape(*centre.shape[:2], -1), s, template)
+        ends = (ends.mean(axis=1)[:, None] + fit.span[..., None] * axis[:, None]
+                + fit.offset[..., None] * normal[:, None])
+    long_enough = np.ptp(fit.span, axis=1) >= 0.6 * model.minimum_length
+    return ends, np.where(long_enough, fit.merit, 0.0)
+
+
+@dataclass(frozen=True)
+class _Lines:
+    """What a rough fit of K lines gives: s of their ends, offsets there, and their merit."""
+
+    span: Array
+    offset: Array
+    merit: Array
+
+
+def _fit_lines(pixels: Image, s: Array, template: _Template) -> _Lines:
+    """Fit a line to each of the (K, S, W) strips with rows at (K, S) px."""
+    amplitude, offset = template.amplitude(pixels), template.offset(pixels)
+    quarter = _ROWS // 4
+    level = np.maximum(np.median(amplitude[:, quarter:-quarter], axis=1), 1e-6)[:, None]
+    gain = np.clip(amplitude / level, -0.5, 1.5) - 0.5
+    first, last, _ = maximum_subarrays(gain, _ROWS // 8)
+    span = np.take_along_axis(s, np.column_stack([first, last]), axis=1)
+    inside = (s >= span[:, :1]) & (s <= span[:, 1:])
+    offset = np.clip(offset / level, -6.0, 6.0)
+    middle = span.mean(axis=1, keepdims=True)
+    weight = inside.astype(float)
+    for _ in range(3):
+        intercept, slope = _weighted_line(s - middle, offset, weight)
+        residual = offset - intercept - slope * (s - middle)
+        weight = inside / (1.0 + residual**2)
+    scatter = np.sqrt(np.sum(residual**2, axis=1, where=inside) / (inside.sum(axis=1) + 1.0))
+    profile = np.einsum('ks,ksw->kw', inside.astype(np.float32), pixels)
+    near = int(np.ceil(2.5 * template.width + 1.0))
+    step = (profile[:, _NARROW + near:_NARROW + near + 6].mean(axis=1)
+            - profile[:, _NARROW - near - 5:_NARROW - near + 1].mean(axis=1))
+    asymmetry = step / (inside.sum(axis=1) + 1.0) / level[:, 0]
+    merit = np.ptp(span, axis=1)**0.5 / ((0.3 + scatter) * (1.0 + 2.0 * asymmetry**2))
+    return _Lines(span, intercept + slope * (span - middle), merit)
+
+
+def _weighted_line(s: Array, offset: Array, weight: Array) -> tuple[Array, Array]:
+    """Return (K, 1) intercepts and slopes of K weighted lines."""
+    total = weight.sum(axis=1) + 1e-9
+    mean_s, mean_offset = (np.sum(weight * x, axis=1) / total for x in (s, offset))
+    centred = s - mean_s[:, None]
+    slope = np.sum(weight * centred * offset, axis=1) / (
+        np.sum(weight * centred**2, axis=1) + 1e-9)
+    return (mean_offset - slope * mean_s)[:, None], slope[:, None]
+
+
+def _look_up(image: Image, grid: Array, model: ShaftModel) -> Image:
+    """Return the grey levels at (M, N, 2) pixels."""
+    return model.grey(cv2.remap(image, grid.astype(np.float32), None, cv2.INTER_LINEAR,
+                                borderMode=cv2.BORDER_REPLICATE))
+
+
+def _median(values: Array) -> float:
+    return float(np.partition(values, values.size // 2)[values.size // 2])
 
 
 class _Strip:
     """A resampled neighbourhood of a line: rows along it (s, px), columns across it."""
 
-    def __init__(self, image: Image, mask: Image | None, origin: Pixels, direction: Array,
-                 s: Array) -> None:
-        self.image, self.mask = image, mask
+    def __init__(self, image: Image, mask: Image | None, model: ShaftModel, origin: Pixels,
+                 direction: Array, s: Array) -> None:
+        self.image, self.mask, self.model = image, mask, model
         self.origin, self.direction = origin, direction
         self.s = s
         self.run = slice(0, s.size)
         self.line_covariance = np.eye(2)
         self.pixels: Image = np.zeros((0, 0), np.float32)
+        self.template = _Template.gaussian(max(1.8, model.widths[0]), _NARROW)
+        self.sagitta = self.level = 0.0
 
     @classmethod
-    def around(cls, image: Image, mask: Image | None, ends: Pixels) -> '_Strip':
+    def around(cls, image: Image, mask: Image | None, ends: Pixels, model: ShaftModel
+               ) -> '_Strip':
         axis = ends[1] - ends[0]
         length = float(np.linalg.norm(axis))
         reach = np.ceil(0.5 * length + min(30.0 + 0.3 * length, 90.0))
-        return cls(image, mask, ends.mean(axis=0), axis / length, np.arange(-reach, reach + 1.0))
+        return cls(image, mask, model, ends.mean(axis=0), axis / length,
+                   np.arange(-reach, reach + 1.0))
+
+    def shaft(self) -> Shaft | None:
+        """Measure the shaft of an aligned strip."""
+        self.sample(_NARROW)
+        if not self.find_run() or self.run_length < 0.6 * self.model.minimum_length:
+            return None
+        self.template = _Template.gaussian(_best_width(self), _NARROW)
+        self.fit_line()
+        self.sample(_HALF_WIDTH)
+        if not self.find_run() or self.run_length < 0.8 * self.model.minimum_length:
+            return None
+        shaft = _describe(self)
+        self._expand()
+        self.fit_line()
+        return replace(shaft, origin=self.origin, direction=self.direction, s=self.s,
+                       edges=self.s[[self.run.start, self.run.stop - 1]],
+                       response=self.template.amplitude(self.pixels),
+                       line_covariance=self.line_covariance, sagitta=self.sagitta)
+
+    def _expand(self) -> None:
+        """Undo the logarithm: echoes add as amplitudes, so there the noise is even."""
+        if self.model.compression:
+            self.pixels = np.exp((self.pixels - 255.0) * np.float32(1.0 / self.model.compression))
+            self.template = _Template.gaussian(_best_width(self), _NARROW)
+            self.level = max(_median(self.template.amplitude(self.pixels[self.run])), 1e-9)
 
     @property
     def normal(self) -> Array:
@@ -217,10 +369,8 @@ class _Strip:
         """Resample the image, keeping only rows whose centre is inside it and its mask."""
         self._trim()
         x = np.arange(-half_width, half_width + 1.0)
-        grid = (self.origin + self.s[:, None, None] * self.direction
-                + x[:, None] * self.normal).astype(np.float32)
-        self.pixels = cv2.remap(self.image, grid, None, cv2.INTER_LINEAR,
-                                borderMode=cv2.BORDER_REPLICATE)
+        grid = (self.origin + self.s[:, None, None] * self.direction + x[:, None] * self.normal)
+        self.pixels = _look_up(self.image, grid, self.model)
 
     def _trim(self) -> None:
         height, width = self.image.shape
@@ -233,39 +383,45 @@ class _Strip:
         if kept.size:
             self.s = self.s[kept[0]:kept[-1] + 1]
 
-    def find_run(self, template: _Template) -> bool:
+    def find_run(self) -> bool:
         """Find the rows on which the shaft is visible; False when there is none."""
         if self.s.size < 20:
             return False
-        amplitude = cv2.blur(template.amplitude(self.pixels).reshape(-1, 1), (1, 5)).ravel()
-        bulk = cv2.blur(_row_bulk(self.pixels), (1, 9)).ravel() / (2.5066 * template.width)
+        amplitude = cv2.blur(self.template.amplitude(self.pixels).reshape(-1, 1), (1, 5)).ravel()
+        bulk = cv2.blur(_row_bulk(self.pixels), (1, 9)).ravel()
         near = np.abs(self.s) < 0.35 * float(np.ptp(self.s))
-        level = float(np.median(amplitude[near])) if near.any() else 0.0
+        level = _median(amplitude[near]) if near.any() else 0.0
         for _ in range(2):
             if level <= 0.0:
                 return False
             relative = amplitude / level
             # Far above the shaft's own level is not the shaft: a hub, or something it crosses.
+            thick = 2.5 * max(float(np.percentile(bulk[relative > 0.5], 30)),
+                              2.5 * self.template.width * level)
             gain = np.minimum.reduce([np.clip(relative, -0.5, 1.5) - 0.5,
                                       np.clip(2.2 - relative, -1.0, None),
-                                      np.clip(2.5 - bulk / level, -1.0, None)])
-            first, last, _sum = maximum_subarray(gain, 30)
-            level = float(np.median(amplitude[first:last + 1]))
+                                      np.clip(2.5 * (1.0 - bulk / thick), -1.0, None)])
+            starts, stops, _ = maximum_subarrays(gain[None], 30)
+            first, last = int(starts[0]), int(stops[0])
+            level = _median(amplitude[first:last + 1])
         self.run = slice(first, last + 1)
         self.level = level
         return level > 0.0
 
-    def fit_line(self, template: _Template) -> None:
+    def fit_line(self) -> None:
         """Move origin and direction onto the centre line of the run."""
-        s = self.s[self.run]
+        s, template = self.s[self.run], self.template
         middle = np.rint(s.mean())
-        offset = np.clip(template.offset(self.pixels[self.run]) / self.level, -6.0, 6.0)
+        pixels = self.pixels[self.run]
+        # An uneven shaft whose profile is not symmetric would seem turned, were all its rows
+        # divided by one level.
+        local = cv2.blur(template.amplitude(pixels).reshape(-1, 1), (1, 25)).ravel()
+        offset = template.offset(pixels) / np.maximum(local, 0.4 * self.level)
+        offset = np.clip(offset, -6.0, 6.0)
         fit = _robust_line(s - middle, offset)
         floor = (_pixel_noise(self.pixels, template.half) / self.level) ** 2 / float(
             template.derivative @ template.derivative)
-        self.line_covariance = _line_covariance(fit, floor)
-        self.offset_residual = fit.residual
-        self.sagitta = _sagitta(fit)
+        self.line_covariance, self.sagitta = _line_covariance(fit, floor), _sagitta(fit)
         centre = self.origin + middle * self.direction + fit.beta[0] * self.normal
         direction = self.direction + fit.beta[1] * self.normal
         self.s = self.s - middle
@@ -285,10 +441,10 @@ def _robust_line(s: Array, offset: Array) -> _Fit:
     """Fit offset = β₀ + β₁ s with Tukey's weights."""
     design = np.column_stack([np.ones_like(s), s])
     weight = np.ones_like(s)
-    beta = np.array([float(np.median(offset)), 0.0])
+    beta = np.array([_median(offset), 0.0])
     for _ in range(4):
         residual = offset - design @ beta
-        scale = 1.4826 * float(np.median(np.abs(residual))) + 1e-6
+        scale = 1.4826 * _median(np.abs(residual)) + 1e-6
         weight = np.square(np.clip(1.0 - (residual / (4.685 * scale)) ** 2, 1e-3, None))
         weighted = design * weight[:, None]
         beta = np.linalg.solve(weighted.T @ design, weighted.T @ offset)
@@ -303,7 +459,7 @@ def _line_covariance(fit: _Fit, floor: float) -> Array:
     variance = float(np.average(fit.residual**2, weights=fit.weight)) / freedom
     correlation = _autocorrelation(fit.residual * np.sqrt(fit.weight))
     meat = weighted.T @ _correlate(weighted, correlation)
-    return np.asarray(bread @ meat @ bread * max(variance, floor) + np.diag([1e-4, 1e-10]))
+    return np.asarray(bread @ meat @ bread * max(variance, floor) + np.diag([1e-6, 1e-10]))
 
 
 def _autocorrelation(residual: Array) -> Array:
@@ -343,16 +499,16 @@ def _pixel_noise(pixels: Image, half: int) -> float:
     """Deviation of the image noise beside the shaft, from differences between columns."""
     flank = np.concatenate([pixels[:, :-2 * half - 1], pixels[:, 2 * half + 1:]], axis=1)
     flank = flank if flank.shape[1] > 3 else pixels
-    return 1.4826 / 2**0.5 * float(np.median(np.abs(np.diff(flank, axis=1))))
+    return 1.4826 / 2**0.5 * _median(np.abs(np.diff(flank, axis=1)).ravel())
 
 
-def _best_width(strip: _Strip, widths: tuple[float, float]) -> float:
+def _best_width(strip: _Strip) -> float:
     """Return the σ whose profile explains most of the shaft, were part of it hub or crossed."""
     half = strip.pixels.shape[1] // 2
     count = max(min(8, strip.run_length // 12), 1)
     blocks = np.stack([rows.mean(axis=0)
                        for rows in np.array_split(strip.pixels[strip.run], count)])
-    candidates = np.geomspace(*widths, 11)
+    candidates = np.geomspace(*strip.model.widths, 11)
     gains = []
     for width in candidates:
         template = _Template.gaussian(float(width), half)
@@ -362,11 +518,11 @@ def _best_width(strip: _Strip, widths: tuple[float, float]) -> float:
     return float(np.percentile(best, 35))
 
 
-def _describe(strip: _Strip, template: _Template) -> Shaft:
+def _describe(strip: _Strip) -> Shaft:
     """Measure ends and character of a strip that is aligned with its shaft."""
+    template = strip.template
     amplitude = template.amplitude(strip.pixels)
-    ends = [_fit_end(strip, amplitude, end) for end in (0, 1)]
-    edges = np.array([ends[0][0], ends[1][0]])
+    edges = strip.s[[strip.run.start, strip.run.stop - 1]]
     rows = (strip.s >= edges[0] + 2.0) & (strip.s <= edges[1] - 2.0)
     if np.count_nonzero(rows) < 10:
         rows = np.zeros(strip.s.size, dtype=bool)
@@ -374,33 +530,22 @@ def _describe(strip: _Strip, template: _Template) -> Shaft:
     profile = strip.pixels[rows].mean(axis=0)
     inner = amplitude[rows]
     level = float(inner.mean())
-    sides, far_sides = _sides(profile, template)
+    sides, far_sides = _sides(profile, template.width)
     asymmetry = abs(float(sides[1] - sides[0])) / max(level, 1e-6)
     return Shaft(
-        strip.origin, strip.direction, edges, np.array([ends[0][1], ends[1][1]]),
-        strip.line_covariance, level, template.width,
+        strip.origin, strip.direction, edges, strip.s, amplitude,
+        strip.model.systematic, strip.line_covariance, level, template.width,
         _significance(profile, template, level), _coverage(inner, level),
         _unevenness(inner, level), asymmetry, strip.sagitta, _taper(strip.pixels[rows]),
-        np.array([_continuation(strip, template, edges, level, end) for end in (0, 1)]),
-        np.array([edges[0] - strip.s[0] < 6.0, strip.s[-1] - edges[1] < 6.0]),
+        np.array([_continuation(strip, edges, level, end) for end in (0, 1)]),
+        np.array([edges[0] - strip.s[0] < _OPEN, strip.s[-1] - edges[1] < _OPEN]),
         np.array([_bulk(strip, edges, end) for end in (0, 1)]), sides, far_sides)
 
 
-def _fit_end(strip: _Strip, amplitude: Array, end: int) -> tuple[float, float]:
-    """Return s of one end and its variance, from a fit of an error function."""
-    s, y = (strip.s, amplitude) if end else (-strip.s[::-1], amplitude[::-1])
-    coarse = s[strip.run.stop - 1] if end else -strip.s[strip.run.start]
-    sign = 1.0 if end else -1.0
-    inner = min(45.0, 0.6 * strip.run_length)
-    window = (s > coarse - inner) & (s < coarse + 22.0)
-    if s[-1] - coarse < 5.0 or np.count_nonzero(window) < 12:
-        return sign * float(coarse), 25.0
-    edge, variance = fit_edge(s[window], y[window], float(coarse))
-    return sign * edge, variance
-
-
 def fit_edge(s: Array, response: Array, guess: float) -> tuple[float, float]:
-    """Fit a falling error-function edge, ``low + (high - low) Φ((edge - s) / blur)``.
+    """Fit a falling edge, ``low + (high - low) Φ((edge - s) / blur)``.
+
+    The shaft ends abruptly and the image is blurred: Φ is the cumulative normal distribution.
 
     Args:
         s: (N,) px, increasing, evenly spaced by one.
@@ -410,41 +555,48 @@ def fit_edge(s: Array, response: Array, guess: float) -> tuple[float, float]:
     Returns:
         The edge in px and its variance in px², from the residuals and their correlation.
     """
-    edges = guess + np.arange(-10.0, 10.5, 1.0)
-    shapes = np.stack([_step(s, edge, blur) for blur in (1.0, 2.0, 3.5) for edge in edges])
-    best = int(np.argmax(_explained(shapes, response)))
-    edge, blur = float(edges[best % edges.size]), (1.0, 2.0, 3.5)[best // edges.size]
-    for _ in range(6):
+    edge, blur = _scan_edge(s, response, guess)
+    for _ in range(4):
         design, residual = _linearised_edge(s, response, edge, blur)
-        change = np.linalg.lstsq(design, residual, rcond=None)[0]
+        change = _least_squares(design, residual)
         edge += float(np.clip(change[0], -2.0, 2.0))
         blur = float(np.clip(blur + np.clip(change[1], -0.5, 0.5), 0.7, 5.0))
     design, residual = _linearised_edge(s, response, edge, blur)
     bread = np.linalg.pinv(design.T @ design)
-    correlation = _autocorrelation(residual)
-    meat = design.T @ _correlate(design, correlation)
+    meat = design.T @ _correlate(design, _autocorrelation(residual))
     variance = float(residual @ residual) / max(s.size - 4, 1)
-    return edge, float((bread @ meat @ bread)[0, 0]) * variance + 0.1**2
+    return edge, float((bread @ meat @ bread)[0, 0]) * variance
 
 
-def _step(s: Array, edge: float, blur: float) -> Array:
-    return np.asarray(0.5 * (1.0 + np.tanh(0.7979 * ((edge - s) / blur)
-                                           * (1.0 + 0.044715 * ((edge - s) / blur) ** 2))))
-
-
-def _explained(shapes: Array, response: Array) -> Array:
-    """Return how much of the response each (M, N) shape explains beside a constant."""
+def _scan_edge(s: Array, response: Array, guess: float) -> tuple[float, float]:
+    """Return edge and blur on a coarse grid: the shape that explains most of the response."""
+    edges, blurs = guess + np.arange(-10.0, 10.5, 1.0), np.array([1.0, 2.0, 3.5])
+    z = (edges[:, None, None] - s) / blurs[:, None]
+    shapes = _normal(z).reshape(-1, s.size)
     shapes = shapes - shapes.mean(axis=1, keepdims=True)
-    projection = shapes @ (response - response.mean())
-    return np.asarray(np.maximum(projection, 0.0) ** 2 / (np.sum(shapes**2, axis=1) + 1e-9))
+    projection = np.maximum(shapes @ (response - response.mean()), 0.0)
+    best = int(np.argmax(projection**2 / (np.sum(shapes**2, axis=1) + 1e-9)))
+    return float(edges[best // blurs.size]), float(blurs[best % blurs.size])
 
 
-def _linearised_edge(s: Array, response: Array, edge: float, blur: float) -> tuple[Array, Array]:
+def _normal(z: Array) -> Array:
+    """Return the cumulative normal distribution (Page 1977, good to 2e-4)."""
+    return np.asarray(0.5 + 0.5 * np.tanh(0.7979 * z * (1.0 + 0.044715 * z * z)))
+
+
+def _least_squares(design: Array, values: Array) -> Array:
+    normal = design.T @ design
+    normal[np.diag_indices_from(normal)] += 1e-9 * np.trace(normal) + 1e-12
+    return np.asarray(np.linalg.solve(normal, design.T @ values))
+
+
+def _linearised_edge(s: Array, response: Array, edge: float, blur: float
+                     ) -> tuple[Array, Array]:
     """Return the (N, 4) derivative by edge, blur, high and low, and the (N,) residual."""
-    step = _step(s, edge, blur)
-    levels = np.column_stack([step, 1.0 - step])
-    high, low = np.linalg.lstsq(levels, response, rcond=None)[0]
     z = (edge - s) / blur
+    step = _normal(z)
+    levels = np.column_stack([step, 1.0 - step])
+    high, low = _least_squares(levels, response)
     slope = (high - low) * np.exp(-0.5 * z**2) / (blur * np.sqrt(2.0 * np.pi))
     design = np.column_stack([slope, -slope * z, levels])
     return design, response - levels @ np.array([high, low])
@@ -480,10 +632,10 @@ def _unevenness(inner: Array, level: float) -> float:
     return float(np.sqrt(max(float(np.var(blocks)) - noise, 0.0))) / max(level, 1e-6)
 
 
-def _sides(profile: Array, template: _Template) -> tuple[Array, Array]:
+def _sides(profile: Array, width: float) -> tuple[Array, Array]:
     """Return mean grey levels (negative side, positive side), close by and farther away."""
     middle = profile.size // 2
-    near = int(np.ceil(2.5 * template.width + 1.0))
+    near = int(np.ceil(2.5 * width + 1.0))
     stop = min(near + 6, middle)
     close = np.array([profile[middle - stop:middle - near + 1].mean(),
                       profile[middle + near:middle + stop + 1].mean()])
@@ -504,24 +656,24 @@ def _taper(rows: Image) -> float:
     return max(moments) / min(moments)
 
 
-def _continuation(strip: _Strip, template: _Template, edges: Array, level: float,
-                  end: int) -> float:
+def _continuation(strip: _Strip, edges: Array, level: float, end: int) -> float:
     """Return the mean amplitude, relative to the shaft, of the best path beyond an end.
 
-    Arcs around the end, 7 to 30 px away, up to 110° to either side: a curved catheter that
-    turns away is followed, too.
+    Arcs around the end, 7 to 30 px away, to either side as far as the model's ``turn``: a
+    curved catheter that turns away is followed, too.
     """
+    if (strip.s[-1] - edges[1] if end else edges[0] - strip.s[0]) < _OPEN:
+        return 0.0
     sign = 1.0 if end else -1.0
     centre = strip.origin + edges[end] * strip.direction
-    fan = _FAN_ANGLES
+    turn = strip.model.turn
+    fan = np.arange(-turn, turn + 1e-6, _FAN_STEP)
     rays = np.cos(fan)[:, None] * sign * strip.direction + np.sin(fan)[:, None] * strip.normal
-    grid = (centre + _FAN_RADII[:, None, None] * rays).astype(np.float32)
-    sampled = cv2.remap(strip.image, grid, None, cv2.INTER_LINEAR,
-                        borderMode=cv2.BORDER_REPLICATE)
-    arcs = sampled.reshape(-1, 3, fan.size).mean(axis=1)
+    grid = centre + _FAN_RADII[:, None, None] * rays
+    arcs = _look_up(strip.image, grid, strip.model).reshape(-1, 3, fan.size).mean(axis=1)
     best = np.where(np.abs(fan) < 0.7, 0.0, -9.0).astype(np.float32)
     for radius, arc in zip(_FAN_RADII[1::3], arcs, strict=True):
-        response = _arc_response(arc, float(radius), template.width) / level
+        response = _arc_response(arc, float(radius), strip.template.width) / level
         reach = 2 * int(np.ceil(4.0 / (radius * _FAN_STEP))) + 1
         best = cv2.dilate(best.reshape(1, -1), np.ones((1, reach), np.uint8)).ravel()
         best = best + np.clip(response, -0.5, 1.5)
@@ -547,8 +699,8 @@ def _bulk(strip: _Strip, edges: Array, end: int) -> float:
         return 0.0
     ratios = []
     for half, far in ((10, 15), (21, 29)):
-        shaft = float(np.median(_row_bulk(strip.pixels[inside], half, far)))
-        hub = float(np.median(_row_bulk(strip.pixels[outside], half, far)))
+        shaft = _median(_row_bulk(strip.pixels[inside], half, far).ravel())
+        hub = _median(_row_bulk(strip.pixels[outside], half, far).ravel())
         ratios.append(hub / max(shaft, 2.0 * strip.level))
     return max(ratios)
 
@@ -565,3 +717,14 @@ def _row_bulk(pixels: Image, half: int = 10, far: int = 15) -> Image:
 def gate(value: float, limit: float, softness: float) -> float:
     """Return a probability that falls from 1 to 0 as value passes limit (logistic)."""
     return float(1.0 / (1.0 + np.exp(np.clip((value - limit) / softness, -50.0, 50.0))))
+
+
+def most_probable(needles: Iterable[PixelNeedle], minimum: float) -> PixelNeedle | None:
+    """Return the most probable needle, or None below a minimum; stops at a certain one."""
+    best: PixelNeedle | None = None
+    for needle in needles:
+        if best is None or needle.probability > best.probability:
+            best = needle
+        if best.probability > 0.9:
+            break
+    return best if best is not None and best.probability >= minimum else None

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from hybrid_guidance.geometry.types import Array, Image, Pixels
 
@@ -119,7 +120,7 @@ class LineSearch:
         cv2.magnitude(self._dx, self._dy, self._q)
         cv2.scaleAdd(self._q, -self._edge_penalty, self._ridge, dst=self._ridge)
 
-    def _ridge_pixels(self) -> Array:
+    def _ridge_pixels(self) -> NDArray[np.intp]:
         """Return (N,) flat indices of the strongest pixels that are ridge maxima."""
         ridge = self._ridge.ravel()
         index = np.flatnonzero(ridge > 2.0)
@@ -128,7 +129,7 @@ class LineSearch:
         theta = self._orientation(index)
         # The normal makes the same angle with the horizontal as the line with the vertical.
         tilt = np.abs(np.arctan(np.tan(theta)))
-        allowed = (tilt >= self._angles[0] - 0.1) & (tilt <= self._angles[1] + 0.1)
+        allowed = (tilt >= self._angles[0] - 0.06) & (tilt <= self._angles[1] + 0.06)
         index, theta = index[allowed], theta[allowed]
         step = (np.rint(np.cos(theta)) + np.rint(np.sin(theta)) * width).astype(np.intp)
         strength = ridge[index]
@@ -137,14 +138,14 @@ class LineSearch:
             strength = ridge[index]
             cut = np.partition(strength, -self._maximum_points)[-self._maximum_points]
             index = index[strength >= cut]
-        return np.asarray(index)
+        return index
 
-    def _orientation(self, index: Array) -> Array:
+    def _orientation(self, index: NDArray[np.intp]) -> Array:
         """Return the (N,) direction across the ridge, radians."""
         xx, yy = self._xx.ravel()[index], self._yy.ravel()[index]
         return np.asarray(0.5 * np.arctan2(-self._xy.ravel()[index], yy - xx))
 
-    def _lines(self, index: Array) -> Array:
+    def _lines(self, index: NDArray[np.intp]) -> Array:
         """Vote, and return (K, 2) lines (angle of the normal, distance from the centre)."""
         height, width = self._shape
         u = (index % width) - 0.5 * (width - 1)
@@ -156,7 +157,10 @@ class LineSearch:
         columns = 2 * self._radius + 1
         cells = bins * columns + np.rint(distance).astype(np.intp) + self._radius
         votes = np.bincount(cells.ravel(), weight.ravel(), _ANGLES * columns)
-        return self._peaks(votes.reshape(_ANGLES, columns).astype(np.float32))
+        votes = votes.reshape(_ANGLES, columns).astype(np.float32)
+        tilt = np.arctan2(np.abs(self._sin), np.abs(self._cos))
+        votes[(tilt < self._angles[0]) | (tilt > self._angles[1])] = 0.0
+        return self._peaks(votes)
 
     def _peaks(self, votes: Image) -> Array:
         smooth = cv2.GaussianBlur(votes, (3, 3), 0.8)
@@ -173,13 +177,13 @@ class LineSearch:
         s = np.arange(-self._radius, self._radius + 1.0)
         foot = 0.5 * np.array([width - 1, height - 1]) + normal * lines[:, 1:]
         response = self._response(foot, normal, along, s)
-        found = []
-        for k in range(len(lines)):
-            first, last, score = _best_run(response[k], self._maximum_gap)
-            if last - first >= self._minimum_length:
-                ends = foot[k] + along[k] * s[[first, last], None]
-                found.append(Segment(ends, score))
-        return _distinct(sorted(found, key=lambda f: -f.score))[:self._maximum_segments]
+        first, last, score = _best_runs(response, self._maximum_gap)
+        long_enough = np.flatnonzero(last - first >= self._minimum_length)
+        order = long_enough[np.argsort(-score[long_enough])]
+        ends = foot[order, None] + along[order, None] * s[
+            np.column_stack([first[order], last[order]])][..., None]
+        kept = _distinct(ends)[:self._maximum_segments]
+        return [Segment(ends[k], float(score[order[k]])) for k in kept]
 
     def _response(self, foot: Pixels, normal: Array, along: Array, s: Array) -> Array:
         """Return (K, S) ridge strength on each line, the best of three parallel ones."""
@@ -202,48 +206,50 @@ def _derivative_kernels(sigma: float) -> tuple[Array, Array, Array]:
     return smooth, x / sigma * smooth, second - second.mean()
 
 
-def _best_run(response: Array, gap: float) -> tuple[int, int, float]:
-    """Return first and last index of the run of highest response, and its sum."""
+def _best_runs(response: Array, gap: float) -> tuple[Array, Array, Array]:
+    """Return first and last index of the run of highest (K, S) response, and its sum."""
     level = np.clip(response, -1.0, 8.0)
-    first, last, score = maximum_subarray(level - 1.3, gap)
-    height = float(np.median(level[first:last + 1]))
-    if height > 2.0:
-        first, last, score = maximum_subarray(np.minimum(level, 1.3 * height) - 0.5 * height, gap)
-    return first, last, score
+    first, last, _ = maximum_subarrays(level - 1.3, gap)
+    index = np.arange(level.shape[1])
+    inside = (index >= first[:, None]) & (index <= last[:, None])
+    height = np.sum(level, axis=1, where=inside) / np.maximum(last - first + 1, 1)
+    height = np.maximum(height, 2.0)[:, None]
+    return maximum_subarrays(np.minimum(level, 1.3 * height) - 0.5 * height, gap)
 
 
-def maximum_subarray(gain: Array, gap: float = np.inf) -> tuple[int, int, float]:
-    """Return (first, last, sum) of the contiguous stretch of a (N,) gain with the largest sum.
+def maximum_subarrays(gain: Array, gap: float) -> tuple[Array, Array, Array]:
+    """Return (first, last, sum) of the contiguous stretch with the largest sum in each row.
 
     Args:
-        gain: (N,) positive where something is, negative where not.
-        gap: a stretch is cut where the gain has been negative for this many samples.
+        gain: (K, S) positive where something is, negative where not.
+        gap: a stretch is cut where the gain stays negative for this many samples.
+
+    Returns:
+        (K,) index of the first and of the last sample, and (K,) sum of the stretch.
     """
-    gain = np.asarray(gain, dtype=float)
-    if np.isfinite(gap):
-        width = int(gap)
-        present = np.convolve(gain > 0.0, np.ones(width), 'same') > 0
-        gain = np.where(present, gain, -1e3)
-    total = np.concatenate([[0.0], np.cumsum(gain)])
-    gained = total - np.minimum.accumulate(total)
-    last = int(np.argmax(gained))
-    first = int(np.argmin(total[:last + 1]))
-    return first, max(last - 1, first), float(gained[last])
+    positive = (gain > 0.0).astype(np.float32)
+    near = cv2.blur(positive, (int(gap), 1), borderType=cv2.BORDER_CONSTANT) > 0.0
+    total = np.zeros((gain.shape[0], gain.shape[1] + 1))
+    np.cumsum(np.where(near, gain, -1e3), axis=1, out=total[:, 1:])
+    lowest = np.minimum.accumulate(total, axis=1)
+    gained = total - lowest
+    last = np.argmax(gained, axis=1)
+    row = np.arange(last.size)
+    first = np.argmax(total <= lowest[row, last][:, None], axis=1)
+    return first, np.maximum(last - 1, first), gained[row, last]
 
 
-def _distinct(segments: list[Segment]) -> list[Segment]:
-    """Drop segments that lie on a better one."""
-    kept: list[Segment] = []
-    for segment in segments:
-        if not any(_on(segment, better) for better in kept):
-            kept.append(segment)
+def _distinct(ends: Array, tolerance: float = 4.0) -> list[int]:
+    """Return indices of the (K, 2, 2) segments whose middle lies on none before them."""
+    axis = ends[:, 1] - ends[:, 0]
+    length = np.linalg.norm(axis, axis=1) + 1e-9
+    axis = axis / length[:, None]
+    offset = ends.mean(axis=1)[:, None] - ends[:, 0]
+    along = np.einsum('ijk,jk->ij', offset, axis)
+    across = np.abs(offset[..., 0] * axis[:, 1] - offset[..., 1] * axis[:, 0])
+    on = (across < tolerance) & (along > -tolerance) & (along < length + tolerance)
+    kept: list[int] = []
+    for k in range(len(ends)):
+        if not on[k, kept].any():
+            kept.append(k)
     return kept
-
-
-def _on(segment: Segment, better: Segment, tolerance: float = 4.0) -> bool:
-    axis = better.ends[1] - better.ends[0]
-    length = float(np.linalg.norm(axis))
-    offset = segment.ends.mean(axis=0) - better.ends[0]
-    along = float(offset @ axis) / length
-    across = abs(float(offset[0] * axis[1] - offset[1] * axis[0])) / length
-    return across < tolerance and -tolerance < along < length + tolerance

@@ -3,7 +3,14 @@
 import cv2
 import numpy as np
 
-from hybrid_guidance.detection.line import PixelNeedle, Shaft, gate, measure
+from hybrid_guidance.detection.line import (
+    PixelNeedle,
+    Shaft,
+    ShaftModel,
+    gate,
+    measure,
+    most_probable,
+)
 from hybrid_guidance.detection.ridge import LineSearch
 from hybrid_guidance.geometry.types import Array, Image
 from hybrid_guidance.imaging.frame import Frame
@@ -18,21 +25,24 @@ class UltrasoundNeedleDetector:
     """
 
     def __init__(self, *, minimum_length: float = 45.0,
-                 angles: tuple[float, float] = (np.deg2rad(12.0), np.deg2rad(78.0)),
+                 angles: tuple[float, float] = (np.deg2rad(13.0), np.deg2rad(75.5)),
                  widths: tuple[float, float] = (1.0, 5.0),
-                 minimum_probability: float = 0.05, candidates: int = 4) -> None:
+                 dynamic_range_db: float = 60.0, minimum_probability: float = 0.05,
+                 candidates: int = 8) -> None:
         """Set the limits.
 
         Args:
             minimum_length: px of visible echo.
             angles: rad, range of the angle between shaft and beam.
             widths: px, range of σ of the echo's profile.
+            dynamic_range_db: dB of echo between black and white (255).
             minimum_probability: candidates below are not returned at all.
             candidates: segments measured per image; the time per image grows with them.
         """
-        self._minimum_length = minimum_length
+        self._model = ShaftModel(
+            minimum_length, widths, systematic=(0.6, 0.5), turn=np.deg2rad(36.0),
+            compression=255.0 / dynamic_range_db * 20.0 / np.log(10.0))
         self._angles = angles
-        self._widths = widths
         self._minimum_probability = minimum_probability
         self._search = LineSearch(sigma=1.5, minimum_length=0.4 * minimum_length,
                                   maximum_segments=candidates, angles=angles)
@@ -43,26 +53,23 @@ class UltrasoundNeedleDetector:
         small = cv2.resize(pixels, (pixels.shape[1] // 2, pixels.shape[0] // 2),
                            interpolation=cv2.INTER_AREA)
         mask = sector_mask(small)
-        image = fill_outside(small, mask)
-        mask_full = cv2.resize(mask, pixels.shape[::-1], interpolation=cv2.INTER_NEAREST)
-        full = cv2.resize(image, pixels.shape[::-1], interpolation=cv2.INTER_LINEAR)
-        cv2.copyTo(pixels.astype(np.float32), mask_full, full)
-        best: PixelNeedle | None = None
-        for segment in self._search(image, cv2.erode(mask, np.ones((3, 3), np.uint8))):
-            if not self._is_oblique(segment.ends[1] - segment.ends[0], 0.1):
-                continue
-            shaft = measure(full, 2.0 * segment.ends + 0.5, mask=mask_full,
-                            minimum_length=self._minimum_length, widths=self._widths)
-            if shaft is None or not self._is_oblique(shaft.direction, 0.0):
-                continue
-            tip_end = int(shaft.direction[1] > 0.0)
-            needle = shaft.needle(tip_end, _probability(shaft, tip_end))
-            if best is None or needle.probability > best.probability:
-                best = needle
-        return best if best and best.probability >= self._minimum_probability else None
+        filled = fill_outside(small, mask)
+        found = self._search(filled, cv2.erode(mask, np.ones((3, 3), np.uint8)))
+        segments = [2.0 * segment.ends + 0.5 for segment in found]
+        full_mask = cv2.resize(mask, pixels.shape[::-1], interpolation=cv2.INTER_NEAREST)
+        full = cv2.resize(filled, pixels.shape[::-1], interpolation=cv2.INTER_LINEAR)
+        cv2.copyTo(pixels.astype(np.float32), full_mask, full)
+        shafts = measure(full, segments, self._model, mask=full_mask)
+        needles = (_needle(shaft) for shaft in shafts if self._is_oblique(shaft.direction, 0.0))
+        return most_probable(needles, self._minimum_probability)
 
     def _is_oblique(self, axis: Array, slack: float) -> bool:
         return self._angles[0] - slack <= _beam_angle(axis) <= self._angles[1] + slack
+
+
+def _needle(shaft: Shaft) -> PixelNeedle:
+    tip_end = int(shaft.direction[1] > 0.0)
+    return shaft.needle(tip_end, _probability(shaft, tip_end))
 
 
 def sector_mask(image: Image) -> Image:
@@ -101,16 +108,18 @@ def _probability(shaft: Shaft, tip_end: int) -> float:
         gate(shaft.unevenness, 0.5, 0.05),
         gate(shaft.sagitta, 0.4 + 0.002 * shaft.length, 0.1),
         gate(shaft.taper, 1.5, 0.08),
-        gate(float(shaft.continuation[tip_end]), 0.75, 0.05),
-        gate(_shadow(shaft), 0.35, 0.05),
+        gate(_shadow(shaft), 0.5, 0.05),
         gate(-shaft.amplitude, -15.0, 2.0),
         gate(_beam_angle(shaft.direction), np.deg2rad(75.5), np.deg2rad(0.5)),
         0.3 if shaft.open_end[tip_end] else 1.0,
     ]
-    if not shaft.open_end[1 - tip_end]:
+    if shaft.open_end[1 - tip_end]:
+        # The tip may touch bone, which goes on and is brighter.
+        odds.append(gate(float(shaft.continuation[tip_end]), 1.3, 0.04))
+    else:
         # A shaft that comes up out of sight ends there; fascia goes on, curved, or is short.
-        odds += [gate(float(shaft.continuation[1 - tip_end]), 0.7, 0.06),
-                 gate(-shaft.length, -85.0, 4.0)]
+        odds += [gate(float(shaft.continuation.max()), 0.45, 0.05),
+                 gate(-shaft.length, -90.0, 4.0)]
     return float(np.prod(odds))
 
 

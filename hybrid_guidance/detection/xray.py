@@ -3,8 +3,15 @@
 import cv2
 import numpy as np
 
-from hybrid_guidance.detection.line import PixelNeedle, Shaft, gate, measure
-from hybrid_guidance.detection.ridge import LineSearch
+from hybrid_guidance.detection.line import (
+    PixelNeedle,
+    Shaft,
+    ShaftModel,
+    gate,
+    measure,
+    most_probable,
+)
+from hybrid_guidance.detection.ridge import LineSearch, Segment
 from hybrid_guidance.geometry.types import Array, Image
 from hybrid_guidance.imaging.frame import Frame
 
@@ -22,7 +29,7 @@ class XrayNeedleDetector:
     """
 
     def __init__(self, *, minimum_length: float = 60.0, widths: tuple[float, float] = (0.8, 3.5),
-                 minimum_probability: float = 0.05, candidates: int = 5) -> None:
+                 minimum_probability: float = 0.05, candidates: int = 8) -> None:
         """Set the limits.
 
         Args:
@@ -32,40 +39,46 @@ class XrayNeedleDetector:
             minimum_probability: candidates below are not returned at all.
             candidates: segments measured per image; the time per image grows with them.
         """
-        self._minimum_length = minimum_length
-        self._widths = widths
+        self._model = ShaftModel(minimum_length, widths, systematic=(0.2, 0.02), grey=_attenuation)
         self._minimum_probability = minimum_probability
         self._search = LineSearch(sigma=1.5, minimum_length=0.4 * minimum_length,
                                   maximum_segments=candidates)
-        self._half: Image = np.zeros((0, 0), np.float32)
+        self._small: Image = np.zeros((0, 0), np.uint16)
 
     def __call__(self, frame: Frame) -> PixelNeedle | None:
         """Return the most probable needle of a frame of (H, W) uint8 or uint16, or None."""
         pixels = frame.pixels
-        small = cv2.resize(pixels, (pixels.shape[1] // 2, pixels.shape[0] // 2),
-                           interpolation=cv2.INTER_AREA)
-        attenuation = _attenuation(small)
-        mask = cv2.erode((small > 0).astype(np.uint8), np.ones((5, 5), np.uint8))
-        full = _attenuation(pixels)
-        best: PixelNeedle | None = None
-        for segment in self._search(attenuation, mask):
-            shaft = measure(full, 2.0 * segment.ends + 0.5, minimum_length=self._minimum_length,
-                            widths=self._widths)
-            if shaft is None:
-                continue
-            tip_end = _tip_end(shaft, np.array(pixels.shape[::-1]))
-            needle = shaft.needle(tip_end, _probability(shaft, tip_end))
-            if best is None or needle.probability > best.probability:
-                best = needle
-        return best if best and best.probability >= self._minimum_probability else None
+        size = np.array(pixels.shape[::-1])
+        segments = [2.0 * segment.ends + 0.5 for segment in self._candidates(pixels)]
+        exact = pixels if pixels.dtype == np.uint16 else pixels.astype(np.float32)
+        needles = (_needle(shaft, size) for shaft in measure(exact, segments, self._model))
+        return most_probable(needles, self._minimum_probability)
+
+    def _candidates(self, pixels: Image) -> list[Segment]:
+        height, width = pixels.shape
+        if self._small.shape != (height // 2, width // 2):
+            self._small = np.zeros((height // 2, width // 2), pixels.dtype)
+            self._values = np.zeros(self._small.shape, np.float32)
+        if self._small.dtype != pixels.dtype:
+            self._small = self._small.astype(pixels.dtype)
+        cv2.resize(pixels, (width // 2, height // 2), dst=self._small,
+                   interpolation=cv2.INTER_AREA)
+        mask = cv2.erode((self._small > 0).view(np.uint8), np.ones((5, 5), np.uint8))
+        return self._search(_attenuation(self._small, self._values), mask)
 
 
-def _attenuation(counts: Image) -> Image:
-    """Return −log counts as float32; zero counts are taken as half a count."""
-    values = counts.astype(np.float32)
+def _attenuation(counts: Image, values: Image | None = None) -> Image:
+    """Return −log counts as float32, into ``values`` where given; zero counts as half one."""
+    values = np.empty(counts.shape, np.float32) if values is None else values
+    np.copyto(values, counts)
     cv2.max(values, 0.5, dst=values)
     cv2.log(values, dst=values)
-    return np.asarray(cv2.multiply(values, -1.0))
+    return np.asarray(cv2.multiply(values, -1.0, dst=values))
+
+
+def _needle(shaft: Shaft, size: Array) -> PixelNeedle:
+    tip_end = _tip_end(shaft, size)
+    return shaft.needle(tip_end, _probability(shaft, tip_end))
 
 
 def _tip_end(shaft: Shaft, size: Array) -> int:

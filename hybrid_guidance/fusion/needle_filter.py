@@ -92,11 +92,13 @@ class Update:
         accepted: whether it was used.
         distance: normalised innovation squared of the tip, χ² with three degrees of freedom.
         reason: why not, in words.
+        state: of the filter at the observation's time, when it was used.
     """
 
     accepted: bool
     distance: float = 0.0
     reason: str = ''
+    state: State | None = None
 
 
 @dataclass
@@ -197,7 +199,7 @@ class NeedleFilter:
         state = State(observation.stamp_ns, needle.tip, needle.direction, 0.0,
                       np.zeros((len(self._sources), 6)), covariance)
         self._log.append(_Entry(observation, state))
-        return Update(True)
+        return Update(True, state=state)
 
     def _effect(self, observation: Observation, source: int, size: int) -> Array:
         """(6, size): how the source's calibration error moves what it shows."""
@@ -244,7 +246,8 @@ class NeedleFilter:
         change = gain @ residual
         keep = np.eye(len(change)) - gain @ jacobian
         covariance = keep @ state.covariance @ keep.T + gain @ noise @ gain.T
-        return self._corrected(state, change, covariance), Update(True, distance)
+        state = self._corrected(state, change, covariance)
+        return state, Update(True, distance, state=state)
 
     def _corrected(self, state: State, change: Array, covariance: Array) -> State:
         basis = np.column_stack(perpendiculars(state.direction))

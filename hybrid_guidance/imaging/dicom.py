@@ -34,7 +34,7 @@ from pydicom.pixels import apply_color_lut, get_decoder
 
 from hybrid_guidance.geometry.projection import Projection
 from hybrid_guidance.geometry.types import Image
-from hybrid_guidance.imaging.frame import RecordedFrame, Recording, SourceError
+from hybrid_guidance.imaging.frame import RecordedFrame, SourceError
 
 Modality = Literal['fluoroscopy', 'ultrasound']
 
@@ -200,9 +200,10 @@ def _explained(what: str, cure: str) -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
             yield
-    except SourceError:
+    except (SourceError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
-    except Exception as error:
+    except BaseException as error:
+        # A panic of the run-length decoder, written in Rust, is no Exception.
         reason = ' '.join(str(error).split())[:300] or type(error).__name__
         raise SourceError(f'{what} ({reason}); {cure}') from error
 
@@ -566,6 +567,8 @@ def _ultrasound(dataset: Any, layout: _Layout, decode: Callable[[int], Image],
         view = replace(view, mask=mask)
     height, width = view.window[1] - view.window[0], view.window[3] - view.window[2]
     projection, why = _plane(region, mask, (width, height))
+    if dataset.get('UltrasoundColorDataPresent') == 1:
+        notes += ('colour data are shown by their luminance, the outline of their box stays',)
     return view, projection, notes + more + why
 
 
@@ -638,7 +641,7 @@ def _sector(stack: NDArray[np.uint8]) -> tuple[Mask | None, tuple[str, ...]]:
         return None, ('no sector found in the pixels: the region is shown whole',)
     mask = _hull(seeds)
     notes: tuple[str, ...] = ('everything outside the sector found in the pixels is blank',)
-    marks = _marks(ink, mask)
+    marks = _marks(ink, mask, len(stack) > 1)
     if np.count_nonzero(mask) > _TIGHT * mask.size:
         mask, marks, notes = np.ones_like(mask), np.zeros_like(mask), ()
     kept = mask & ~marks
@@ -660,13 +663,18 @@ def _moving_parts(stack: NDArray[np.uint8]) -> Mask:
     """Return the large parts that change, and wide still ones that change somewhere."""
     changes = np.ptp(stack, axis=0) > 2
     closed = cv2.morphologyEx(changes.astype(np.uint8), cv2.MORPH_CLOSE, _box(5, 5))
-    # What one curve of an electrocardiogram or a blinking cursor changes is thinner than this.
+    # What the gap in a sweeping electrocardiogram or a clock changes is thinner than this.
     opened = cv2.morphologyEx(closed, cv2.MORPH_OPEN, _box(9, 9))
     _, labels, statistics, _ = cv2.connectedComponentsWithStats(opened)
     areas = statistics[:, cv2.CC_STAT_AREA]
-    large = areas >= 0.02 * areas[1:].max(initial=1)
+    large = areas >= 0.003 * areas[1:].max(initial=1)
     large[0] = False
-    return np.asarray(large[labels]) | _wide_parts(stack.max(axis=0), changes)
+    wide = _wide_parts(stack.max(axis=0), changes)
+    # An icon may touch a still band: no further sideways than anything in it changes.
+    columns = np.flatnonzero((wide & changes).any(axis=0))
+    if columns.size:
+        wide[:, :columns[0]] = wide[:, columns[-1] + 1:] = False
+    return np.asarray(large[labels]) | wide
 
 
 def _wide_parts(level: NDArray[np.uint8], changes: Mask | None = None) -> Mask:
@@ -676,7 +684,7 @@ def _wide_parts(level: NDArray[np.uint8], changes: Mask | None = None) -> Mask:
     """
     # Closed upwards only: an icon beside the sector must not be joined to it.
     content = cv2.morphologyEx((level > 4).astype(np.uint8), cv2.MORPH_CLOSE, _box(1, 5))
-    width, height = max(level.shape[1] // 16, 9), max(level.shape[0] // 40, 9)
+    width, height = (max(level.shape[1] // 16, 9) | 1, max(level.shape[0] // 40, 9) | 1)
     opened = cv2.morphologyEx(content, cv2.MORPH_OPEN,
                               _box(width, height if changes is None else 5))
     count, labels, statistics, _ = cv2.connectedComponentsWithStats(opened)
@@ -685,7 +693,17 @@ def _wide_parts(level: NDArray[np.uint8], changes: Mask | None = None) -> Mask:
     if changes is not None:
         keep &= np.bincount(labels[changes], minlength=count) >= 0.03 * areas
     keep[0] = False
-    return np.asarray(keep[labels])
+    seeds = np.asarray(keep[labels])
+    return _grown(seeds, content) if changes is None else seeds
+
+
+def _grown(seeds: Mask, content: NDArray[np.uint8]) -> Mask:
+    """Return the whole connected areas, strokes taken off, that hold a seed."""
+    areas = cv2.morphologyEx(content, cv2.MORPH_OPEN, _box(7, 7))
+    count, labels = cv2.connectedComponents(areas)
+    keep = np.bincount(labels[seeds], minlength=count) > 0
+    keep[0] = False
+    return seeds | np.asarray(keep[labels])
 
 
 def _box(width: int, height: int) -> NDArray[np.uint8]:
@@ -709,17 +727,18 @@ def _without_text(level: NDArray[np.uint8], ink: _Ink) -> NDArray[np.uint8]:
     return level
 
 
-def _marks(ink: _Ink, mask: Mask) -> Mask:
+def _marks(ink: _Ink, mask: Mask, is_clip: bool) -> Mask:
     """Find ticks, dots and letters at the edge of the sector, and upright hairlines anywhere.
 
-    Away from the edge a small steady echo may be the tip of something: it stays.
+    Away from the edge a small steady echo may be the tip of something: it stays. In a still
+    image nothing tells a dot from speckle: only hairlines go.
     """
     margin = max(min(mask.shape) // 32, 4)
     framed = cv2.copyMakeBorder(mask.astype(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
     inner = cv2.erode(framed, _box(2 * margin + 1, 2 * margin + 1))[1:-1, 1:-1] > 0
     wide, tall = ink.boxes[:, cv2.CC_STAT_WIDTH], ink.boxes[:, cv2.CC_STAT_HEIGHT]
     at_edge = np.bincount(ink.labels[~inner], minlength=len(wide)) > 0
-    drawn = (at_edge & (wide <= 24) & (tall <= 24)) | ((wide <= 5) & (tall >= 60))
+    drawn = (is_clip & at_edge & (wide <= 24) & (tall <= 24)) | ((wide <= 5) & (tall >= 60))
     drawn[0] = False
     return np.asarray(cv2.dilate(drawn[ink.labels].astype(np.uint8), _box(7, 7)) > 0)
 
@@ -808,8 +827,3 @@ def _face(region: Any, mask: Mask | None, size: tuple[int, int],
             'the region has no reference pixel: origin assumed at the top centre of the sector')
     return ((size[0] - 1) / 2.0, 0.0), (
         'the region has no reference pixel: origin assumed at its top centre')
-
-
-def _conforms(recording: DicomRecording) -> Recording:
-    """Let the type checker see that the protocol is met."""
-    return recording

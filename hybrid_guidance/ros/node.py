@@ -1,5 +1,8 @@
 """What every node needs, once: parameters, health, guarded callbacks, paired frames, frames."""
 
+import ctypes
+import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -8,6 +11,7 @@ from typing import Any, Generic, TypeVar
 import cv2
 import rclpy
 from rclpy.executors import ExternalShutdownException
+from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.node import Node
 from rclpy.time import Time
 from sensor_msgs.msg import CameraInfo, Image
@@ -19,6 +23,7 @@ from hybrid_guidance.ros import environment, qos, tf
 from hybrid_guidance.ros.convert import frame_from_messages, matrix_from_transform, stamp_ns
 from hybrid_guidance.ros.health import ERROR, Health
 from hybrid_guidance.ros.parameters import Parameters
+from hybrid_guidance.supervisor import PARENT
 
 P = TypeVar('P')
 
@@ -109,10 +114,14 @@ class GuidanceNode(Node, Generic[P]):
                                  qos.CAMERA_INFO)
         self.create_subscription(Image, f'{sensor}/image_raw', pairs.image, qos.IMAGE)
 
-    def listen_to_frames(self) -> None:
-        """Start to follow /tf; ``lookup`` works from then on."""
+    def listen_to_frames(self, on_transforms: Callable[[], None] | None = None) -> None:
+        """Start to follow /tf; ``lookup`` works from then on.
+
+        Args:
+            on_transforms: called after transforms that move have arrived.
+        """
         self.buffer = tf.Buffer(node=self)
-        self.listener = tf.TransformListener(self.buffer, self)
+        self.listener = tf.TransformListener(self.buffer, self, on_transforms)
 
     def lookup(self, target: str, source: str, stamp: int) -> Transform:
         """Return ``target_T_source`` at a stamp in ns (0: the newest), without waiting.
@@ -150,9 +159,17 @@ class _Pairs:
             waiting.pop(next(iter(waiting)))
 
 
+def _end_with_parent() -> None:
+    """Ask Linux to end this process when the supervisor that started it is gone, however."""
+    if os.environ.get(PARENT, '') == str(os.getppid()):
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+
+
 def run(node_type: Callable[[], Node]) -> None:
     """Run one node until it is told to stop; what every node's ``main`` does."""
     environment.prepare()
+    _end_with_parent()
     # One thread for each node: the graph itself is the parallelism on few cores.
     cv2.setNumThreads(1)
     rclpy.init()
@@ -162,6 +179,10 @@ def run(node_type: Callable[[], Node]) -> None:
         rclpy.spin(node)
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
+    except rclpy_implementation.RCLError:
+        # Told to stop while it was still starting.
+        if rclpy.ok():
+            raise
     except ParameterError as error:
         print(f'{node_type.__name__}: {error}', file=sys.stderr, flush=True)
         sys.exit(2)

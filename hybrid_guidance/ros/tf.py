@@ -7,6 +7,7 @@ jumps back clears what moves, and a static transform can be replaced. Both are t
 same tests.
 """
 
+from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
@@ -76,18 +77,27 @@ def _finite(transform: TransformStamped) -> None:
 class TransformListener(backend.TransformListener):
     """Feeds a buffer from /tf and /tf_static, and remembers in words what it refused.
 
+    Args:
+        buffer: what to feed.
+        node: whose subscriptions.
+        on_transforms: called after transforms that move were taken.
+
     Attributes:
         refused: child frame to the reason why its latest bad transform was not taken.
     """
 
-    def __init__(self, buffer: Buffer, node: Node) -> None:
+    def __init__(self, buffer: Buffer, node: Node,
+                 on_transforms: Callable[[], None] | None = None) -> None:
         self.refused: dict[str, str] = {}
+        self._on_transforms = on_transforms
         super().__init__(buffer, node)
 
     def callback(self, data: TFMessage) -> None:
         """Take transforms that move."""
         for transform in data.transforms:
             self._take(self.buffer.set_transform, transform)
+        if self._on_transforms is not None:
+            self._on_transforms()
 
     def static_callback(self, data: TFMessage) -> None:
         """Take static transforms."""

@@ -95,7 +95,8 @@ class Outlines:
             return skin
         if 'shrink' in value:
             extra = self._fat if value['tissue'] != 'FAT' else 0.5 * self._fat
-            wave = 0.0005 * np.sin(x * 310.0 + len(name)) + 0.0004 * np.sin(x * 740.0 + 2.0)
+            phase = len(name) + 1500.0 * self._fat
+            wave = 0.0005 * np.sin(x * 310.0 + phase) + 0.0004 * np.sin(x * 740.0 + 2.0 * phase)
             deep = value['shrink'] > 0.004
             return np.asarray(skin + value['shrink'] + (extra + wave if deep else 0.0))
         return _ellipse(value, np.abs(x) if value['centre'][0] else x, y)

@@ -6,6 +6,7 @@ Formulas: I. Quilez, "Distance functions", https://iquilezles.org/articles/distf
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -171,8 +172,7 @@ def cut(shape: Shape, point: Array, normal: Array) -> Shape:
 def tube(points: Array, radius: float, samples: int = 4) -> Shape:
     """Return a tube of one radius along a Catmull-Rom spline through (N, 3) points."""
     line = spline(np.asarray(points, dtype=float), samples)
-    return union([capsule(start, end, radius) for start, end in
-                  zip(line[:-1], line[1:], strict=True)])
+    return union([capsule(start, end, radius) for start, end in pairwise(line)])
 
 
 def spline(points: Array, samples: int) -> Array:

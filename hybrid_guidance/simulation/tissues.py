@@ -4,8 +4,12 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hybrid_guidance.geometry.types import Array
+
+WATER_LEVEL = 200.0
+"""Value of a voxel as dense to X-rays as water."""
 
 
 class Tissue(IntEnum):
@@ -49,12 +53,12 @@ class Properties:
 PROPERTIES: dict[Tissue, Properties] = {
     Tissue.AIR: Properties(0.0, -80.0, 0.0),
     Tissue.GAS: Properties(0.0, -45.0, 2.0),
-    Tissue.SKIN: Properties(1.08, -19.0, 0.9),
-    Tissue.FAT: Properties(0.89, -34.0, 0.5),
-    Tissue.MUSCLE: Properties(1.04, -41.0, 0.6),
+    Tissue.SKIN: Properties(1.08, -22.0, 0.9),
+    Tissue.FAT: Properties(0.89, -42.0, 0.5),
+    Tissue.MUSCLE: Properties(1.04, -50.0, 0.6),
     Tissue.FASCIA: Properties(1.06, -27.0, 0.8),
-    Tissue.VISCERA: Properties(1.03, -36.0, 0.5),
-    Tissue.LIGAMENT: Properties(1.08, -30.0, 0.9),
+    Tissue.VISCERA: Properties(1.03, -42.0, 0.5),
+    Tissue.LIGAMENT: Properties(1.08, -36.0, 0.9),
     Tissue.CARTILAGE: Properties(1.09, -44.0, 0.7),
     Tissue.DISC: Properties(1.09, -36.0, 0.8),
     Tissue.NERVE: Properties(1.04, -32.0, 0.6),
@@ -71,3 +75,8 @@ def table(name: str) -> Array:
     for tissue, properties in PROPERTIES.items():
         values[tissue] = getattr(properties, name)
     return values
+
+
+def density_table() -> NDArray[np.uint8]:
+    """Return the (256,) table from label to X-ray density, ``WATER_LEVEL`` for water."""
+    return np.asarray(np.round(WATER_LEVEL * table('density')), np.uint8)

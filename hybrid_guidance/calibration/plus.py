@@ -1,0 +1,250 @@
+"""Probe calibrations made with the PLUS toolkit, from its device set or result files.
+
+PLUS's ``Image`` to ``Probe`` matrix takes a pixel (u, v) to millimetres in the probe's marker
+frame and carries the pixel spacing in its columns. Here it is taken apart: spacing into an
+``ImageGeometry``, the rest into a rigid ``ultrasound_probe_T_ultrasound_image`` with x lateral
+(along u), y depth (along v) and z = x × y elevation, right-handed. PLUS's own third column may
+point the other way and is scaled arbitrarily; a slice has no pixels there, so it is not used.
+"""
+
+from collections.abc import Iterator
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+
+from hybrid_guidance.calibration.file import KINDS, Calibration, CalibrationError
+from hybrid_guidance.geometry import rigid
+from hybrid_guidance.geometry.types import Array, Transform
+from hybrid_guidance.imaging.geometry import ImageGeometry
+
+_MAXIMUM_FILE = 64 << 20
+_DATE_FORMATS = ('%Y.%m.%d %H:%M:%S', '%m%d%y_%H%M%S')
+_REPEAT = 'repeat the calibration in PLUS'
+
+
+def read_plus_config(path: str | Path, size: tuple[int, int],
+                     origin_px: tuple[float, float] | None = None, *,
+                     date: datetime | None = None, valid_for: timedelta = timedelta(days=365),
+                     deviation: tuple[float, ...] | None = None,
+                     maximum_shear: float = 0.01, image: str = 'Image',
+                     probe: str = 'Probe') -> Calibration:
+    """Read the probe calibration out of a PLUS XML file.
+
+    Without ``deviation`` the uncertainty comes from the error that the file states: that error
+    (of a point, in three dimensions) for each axis, and the same at half the image's diagonal
+    for each angle. If the matrix is sheared a little, the nearest rigid transform is taken and
+    what it is off by at the image's corner is added.
+
+    Args:
+        path: device set configuration or calibration result.
+        size: (width, height) of the image in pixels.
+        origin_px: pixel of the mid transducer face; by default the file's TransducerOriginPixel
+            or TransducerCenterPixel, else the top centre of the image.
+        date: when it was made, where the file does not say or to overrule it.
+        valid_for: how long it may be used from then.
+        deviation: standard deviations (m, m, m, rad, rad, rad) in the probe's axes.
+        maximum_shear: cosine between the image's axes above which the matrix is refused.
+        image: PLUS's name for the image frame.
+        probe: PLUS's name for the probe's marker frame.
+
+    Returns:
+        Calibration of kind ``ultrasound-spatial``. For every pixel (u, v),
+        ``transform`` applied to ``image.projection(size).back_project((u, v))`` is PLUS's matrix
+        times (u, v, 0, 1), in metres (exactly without shear).
+
+    Raises:
+        CalibrationError: unreadable, no or several such transforms, degenerate or sheared matrix,
+            no date, or nothing that tells how exact it is.
+    """
+    path = Path(path)
+    root = _parse(path)
+    element = _transform_element(path, root, image, probe)
+    matrix = _matrix(path, element)
+    origin, origin_from = _origin(path, root, size, origin_px, image)
+    spacing, transform = _split(path, matrix, origin, maximum_shear)
+    geometry = ImageGeometry(spacing, origin)
+    held_out, residual = _errors(path, root, element)
+    misfit = _misfit(matrix, geometry, transform, size)
+    made = _date(path, element, date)
+    parent, child = KINDS['ultrasound-spatial']
+    covariance = _covariance(path, deviation, held_out, residual, misfit,
+                             float(np.hypot(size[0] * spacing[0], size[1] * spacing[1])) / 2.0)
+    return Calibration(
+        kind='ultrasound-spatial', parent=parent, child=child, transform=transform,
+        covariance=covariance, method=f'PLUS {image}To{probe}, origin {origin_from}', date=made,
+        expires=made + valid_for, samples=None, inliers=None, residual=residual,
+        held_out_error=held_out, made_by=f'PLUS, {path.name}', image=geometry)
+
+
+def _parse(path: Path) -> ElementTree.Element:
+    """Parse XML that declares no entities."""
+    try:
+        if path.stat().st_size > _MAXIMUM_FILE:
+            raise CalibrationError(f'{path}: larger than any PLUS file; check the path')
+        text = path.read_bytes()
+    except OSError as error:
+        raise CalibrationError(f'{path}: cannot be read ({error.strerror or error}); '
+                               'check the path of the PLUS file') from error
+    parser = ElementTree.XMLParser(target=_NoDoctype(path))
+    try:
+        return ElementTree.fromstring(text, parser)
+    except (ElementTree.ParseError, ValueError, LookupError, RecursionError) as error:
+        raise CalibrationError(f'{path}: is not valid XML ({error}); '
+                               'export it again from PLUS') from error
+
+
+class _NoDoctype(ElementTree.TreeBuilder):
+    """Stops at a document type, the only place where entities can be declared."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._path = path
+
+    def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
+        """Refuse."""
+        raise CalibrationError(f'{self._path}: has a DOCTYPE, which no PLUS file has; remove it')
+
+
+def _transform_elements(root: ElementTree.Element, source: str,
+                        target: str) -> Iterator[ElementTree.Element]:
+    for element in root.iter('Transform'):
+        if element.get('From') == source and element.get('To') == target:
+            yield element
+
+
+def _transform_element(path: Path, root: ElementTree.Element, source: str,
+                       target: str) -> ElementTree.Element:
+    elements = list(_transform_elements(root, source, target))
+    if not elements:
+        raise CalibrationError(f'{path}: has no transform from {source!r} to {target!r}; '
+                               'name the frames as that file does, or calibrate the probe in PLUS')
+    if len({' '.join((element.get('Matrix') or '').split()) for element in elements}) > 1:
+        raise CalibrationError(f'{path}: has {len(elements)} different transforms from '
+                               f'{source!r} to {target!r}; keep one')
+    return elements[0]
+
+
+def _matrix(path: Path, element: ElementTree.Element) -> Array:
+    """Return the (4, 4) matrix in millimetres."""
+    name = f'{element.get("From")}To{element.get("To")}'
+    try:
+        values = np.array([float(token) for token in (element.get('Matrix') or '').split()])
+    except ValueError:
+        values = np.empty(0)
+    if values.size != 16 or not np.all(np.isfinite(values)):
+        raise CalibrationError(f'{path}: the matrix {name} is not 16 finite numbers; {_REPEAT}')
+    matrix = values.reshape(4, 4)
+    if not np.allclose(matrix[3], (0.0, 0.0, 0.0, 1.0), atol=1e-9):
+        raise CalibrationError(f'{path}: the last row of {name} is not 0 0 0 1; {_REPEAT}')
+    return matrix
+
+
+def _origin(path: Path, root: ElementTree.Element, size: tuple[int, int],
+            origin_px: tuple[float, float] | None,
+            image: str) -> tuple[tuple[float, float], str]:
+    """Return the pixel of the mid transducer face, and where it comes from."""
+    if origin_px is not None:
+        return (float(origin_px[0]), float(origin_px[1])), 'given'
+    for element in _transform_elements(root, image, 'TransducerOriginPixel'):
+        matrix = _matrix(path, element)
+        if np.allclose(matrix[:2, :2], np.eye(2)):
+            return (float(-matrix[0, 3]), float(-matrix[1, 3])), 'at TransducerOriginPixel'
+    for conversion in root.iter('ScanConversion'):
+        centre = (conversion.get('TransducerCenterPixel') or '').split()
+        if conversion.get('OutputImageSizePixel', '').split() == [str(n) for n in size] \
+                and len(centre) == 2 and all(word.isdecimal() for word in centre):
+            return (float(centre[0]), float(centre[1])), 'at TransducerCenterPixel'
+    return ((size[0] - 1) / 2.0, 0.0), 'assumed at the top centre of the image'
+
+
+def _split(path: Path, matrix: Array, origin: tuple[float, float],
+           maximum_shear: float) -> tuple[tuple[float, float], Transform]:
+    """Take a pixel-to-millimetre matrix apart into spacing (m) and a rigid transform (m)."""
+    columns = matrix[:3, :2]
+    spacing_mm = np.linalg.norm(columns, axis=0)
+    if not np.all((spacing_mm > 1e-4) & (spacing_mm < 10.0)):
+        raise CalibrationError(f'{path}: pixel spacing of {spacing_mm} mm is not plausible; '
+                               f'{_REPEAT}')
+    axes = columns / spacing_mm
+    shear = float(axes[:, 0] @ axes[:, 1])
+    if abs(shear) > maximum_shear:
+        raise CalibrationError(
+            f'{path}: its image axes are {np.rad2deg(np.arccos(np.clip(shear, -1, 1))):.2f}° '
+            f'apart (shear {abs(shear):.1%}, at most {maximum_shear:.0%}), no rigid transform '
+            f'fits; {_REPEAT} with more images or a rigid fit')
+    left, _, right = np.linalg.svd(axes, full_matrices=False)
+    x, y = (left @ right).T
+    corner = matrix @ np.array([*origin, 0.0, 1.0])
+    transform = rigid.transform(np.column_stack([x, y, np.cross(x, y)]), corner[:3] * 1e-3)
+    return (float(spacing_mm[0]) * 1e-3, float(spacing_mm[1]) * 1e-3), transform
+
+
+def _misfit(matrix: Array, geometry: ImageGeometry, transform: Transform,
+            size: tuple[int, int]) -> float:
+    """Return the largest distance in metres between both descriptions, over the image."""
+    corners = np.array([(u, v) for u in (0.0, size[0] - 1.0) for v in (0.0, size[1] - 1.0)])
+    ours = rigid.transform_points(transform, geometry.projection(size).back_project(corners))
+    theirs = (corners @ matrix[:3, :2].T + matrix[:3, 3]) * 1e-3
+    return float(np.linalg.norm(ours - theirs, axis=1).max())
+
+
+def _errors(path: Path, root: ElementTree.Element,
+            element: ElementTree.Element) -> tuple[float | None, float | None]:
+    """Return held-out error and residual in metres, where the file states them."""
+    statistics = next(root.iter('ReprojectionError3DStatistics'), None)
+    if statistics is not None:
+        return (_length(path, statistics, 'ValidationMeanMm'),
+                _length(path, statistics, 'CalibrationMeanMm'))
+    return None, _length(path, element, 'Error')
+
+
+def _length(path: Path, element: ElementTree.Element, attribute: str) -> float | None:
+    """Return an attribute in millimetres as metres; None where there is none."""
+    text_mm = element.get(attribute)
+    if text_mm is None:
+        return None
+    try:
+        length_mm = float(text_mm)
+    except ValueError:
+        length_mm = float('nan')
+    if not (np.isfinite(length_mm) and length_mm >= 0.0):
+        raise CalibrationError(f'{path}: {attribute}="{text_mm}" is not an error in millimetres; '
+                               f'{_REPEAT}')
+    return length_mm * 1e-3
+
+
+def _covariance(path: Path, deviation: tuple[float, ...] | None, held_out: float | None,
+                residual: float | None, misfit: float, radius: float) -> Array:
+    """Return the (6, 6) covariance; ``radius`` in metres is the lever of an angle."""
+    if deviation is not None:
+        given = np.asarray(deviation, dtype=float)
+        if given.shape != (6,) or not np.all(np.isfinite(given)) or np.any(given < 0.0):
+            raise CalibrationError(f'{path}: deviation must be six numbers, not below zero')
+        return np.diag(given**2)
+    stated = held_out if held_out is not None else residual
+    if not stated:
+        raise CalibrationError(f'{path}: states no error of this calibration; '
+                               'give its standard deviations')
+    error = float(np.hypot(stated, misfit))
+    return np.diag(np.array([error] * 3 + [error / radius] * 3)**2)
+
+
+def _date(path: Path, element: ElementTree.Element, date: datetime | None) -> datetime:
+    if date is not None:
+        return date if date.tzinfo else date.replace(tzinfo=timezone.utc)
+    text = element.get('Date') or ''
+    dates = [_parsed_date(text, form) for form in _DATE_FORMATS]
+    found = next((parsed for parsed in dates if parsed is not None), None)
+    if found is None:
+        raise CalibrationError(f'{path}: date "{text}" of the calibration is missing or unknown; '
+                               'give the date')
+    return found
+
+
+def _parsed_date(text: str, form: str) -> datetime | None:
+    try:
+        return datetime.strptime(text, form).replace(tzinfo=timezone.utc)
+    except ValueError:
+        return None

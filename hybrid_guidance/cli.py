@@ -1,0 +1,230 @@
+"""``hybrid-guidance``: run the graph, run the demo, look at what is installed."""
+
+import argparse
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from hybrid_guidance import graph
+from hybrid_guidance.supervisor import Supervisor, node_command, ros_arguments
+
+DISCLAIMER = 'hybrid_guidance is research software, not a medical device.'
+
+
+class _StopError(Exception):
+    """Somebody asked us to stop."""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog='hybrid-guidance', epilog=DISCLAIMER,
+                                     description=__doc__.partition('\n')[0])
+    commands = parser.add_subparsers(dest='command', required=True)
+    _add_up(commands.add_parser('up', help='start the graph and keep it up'))
+    _add_demo(commands.add_parser('demo', help='run one simulated procedure and score it'))
+    commands.add_parser('doctor', help='say what is installed, and what is missing')
+    _add_render(commands.add_parser('render', help='render both images of the simulated patient'))
+    _add_plus(commands.add_parser('import-plus', help=(
+        'make a calibration file from a PLUS configuration')))
+    parameters = commands.add_parser('parameters', help='print the parameters of every node')
+    parameters.add_argument('node', nargs='?', help='only this node')
+    return parser
+
+
+def _add_up(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('--params', metavar='FILE', default='', dest='params_file',
+                        help='YAML file of ROS parameters')
+    parser.add_argument('--set', metavar='NODE.PARAMETER=VALUE', action='append', default=[],
+                        help='one parameter of one node; may be repeated')
+    parser.add_argument('--only', metavar='NODE', action='append', default=[],
+                        help='start only these nodes')
+    parser.add_argument('--without', metavar='NODE', action='append', default=[],
+                        help='do not start these nodes')
+    for option in graph.OPTIONS:
+        if option.name in ('params_file', 'rviz'):
+            continue
+        parser.add_argument('--' + option.name.replace('_', '-'), default=option.default,
+                            choices=option.choices or None,
+                            help=f'{option.meaning} (default: {option.default or "none"})')
+
+
+def _add_demo(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('--procedure', default='lumbar_facet_injection')
+    parser.add_argument('--seed', default='1', help='of patient, errors and noise')
+    parser.add_argument('--output', type=Path, default=Path('demo-output'),
+                        help='folder for summary, pictures and recording')
+    parser.add_argument('--json', action='store_true', help='print the summary and nothing else')
+    parser.add_argument('--no-record', action='store_true', help='do not record the topics')
+    parser.add_argument('--set', metavar='NODE.PARAMETER=VALUE', action='append', default=[])
+
+
+def _add_render(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('--procedure', default='lumbar_facet_injection')
+    parser.add_argument('--seed', type=int, default=1)
+    parser.add_argument('--needle-depth', type=float, metavar='MM', default=None,
+                        help='mm below the skin; at the target when not given')
+    parser.add_argument('--output', type=Path, default=Path('render-output'))
+
+
+def _add_plus(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('config', type=Path, help='PLUS device set or calibration result, XML')
+    parser.add_argument('output', type=Path, help='calibration file to write, YAML')
+    parser.add_argument('--width', type=int, required=True,
+                        help='of the image in pixels: its top centre is the transducer face')
+
+
+def _assignments(pairs: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Return ``node.parameter=value`` texts by node.
+
+    Raises:
+        GraphError: not of that form, or no such node.
+    """
+    names = {node.name for node in graph.GRAPH}
+    result: dict[str, dict[str, str]] = {}
+    for pair in pairs:
+        target, equals, value = pair.partition('=')
+        node, dot, name = target.partition('.')
+        if not equals or not dot:
+            raise graph.GraphError(f'--set {pair}: write it as node.parameter=value')
+        if node not in names:
+            raise graph.GraphError(f'--set {pair}: there is no {node}; there are '
+                                   + ', '.join(sorted(names)))
+        result.setdefault(node, {})[name] = value
+    return result
+
+
+def _environment() -> dict[str, str]:
+    from hybrid_guidance.ros import environment
+    values = dict(os.environ)
+    environment.prepare(values)
+    os.environ.update(values)
+    return values
+
+
+def _start_graph(supervisor: Supervisor, values: graph.Values, sets: Sequence[str],
+                 only: Sequence[str] = (), without: Sequence[str] = ()) -> None:
+    assigned = _assignments(sets)
+    unknown = {*only, *without} - {node.name for node in graph.GRAPH}
+    if unknown:
+        raise graph.GraphError(f'there is no {", ".join(sorted(unknown))}; there are '
+                               + ', '.join(node.name for node in graph.GRAPH))
+    for name, parameters in graph.nodes(values):
+        if name in without or (only and name not in only):
+            continue
+        arguments = ros_arguments(name, {**parameters, **assigned.get(name, {})},
+                                  values['namespace'], values['params_file'],
+                                  values['log_level'])
+        supervisor.start(name, node_command(name, *arguments))
+
+
+def _up(arguments: argparse.Namespace) -> int:
+    given = {option.name: getattr(arguments, option.name) for option in graph.OPTIONS
+             if hasattr(arguments, option.name)}
+    values = graph.complete(given)
+    environment = _environment()
+    from hybrid_guidance.ros.announce import Announcer
+    announcer = Announcer()
+
+    def died(name: str, status: int, lines: Sequence[str]) -> None:
+        print(f'\n{name} has ended (status {status}); its last lines:', file=sys.stderr)
+        for line in lines:
+            print(f'    {line}', file=sys.stderr)
+        announcer.died(name, status, lines)
+
+    supervisor = Supervisor(lambda name, line: print(f'[{name}] {line}', flush=True), died,
+                            environment)
+    try:
+        _start_graph(supervisor, values, arguments.set, arguments.only, arguments.without)
+        print(f'{len(supervisor.children)} nodes are starting; Ctrl-C ends them. {DISCLAIMER}',
+              flush=True)
+        while supervisor.children:
+            supervisor.watch()
+            time.sleep(0.05)
+        print('no node is left', file=sys.stderr)
+        return 1
+    except _StopError:
+        return 0
+    finally:
+        _say_killed(supervisor.stop())
+        announcer.close()
+
+
+def _say_killed(killed: Sequence[str]) -> None:
+    if killed:
+        print(f'had to be killed: {", ".join(killed)}', file=sys.stderr)
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from hybrid_guidance.demo import run_demo
+    environment = _environment()
+    values = graph.complete({'procedure': arguments.procedure, 'seed': arguments.seed})
+    say: Callable[[str], None] = (lambda text: None) if arguments.json else (
+        lambda text: print(text, flush=True))
+    return run_demo(values, arguments, environment, say, _start_graph)
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from hybrid_guidance.doctor import examine, report
+    checks = examine()
+    print(report(checks, colour=sys.stdout.isatty()))
+    return 0 if all(check.good for check in checks if check.needed) else 1
+
+
+def _render(arguments: argparse.Namespace) -> int:
+    from hybrid_guidance.procedure import load_procedure
+    from hybrid_guidance.simulation.render import render
+    procedure = load_procedure(arguments.procedure)
+    depth = (procedure.path_length if arguments.needle_depth is None
+             else arguments.needle_depth * 1e-3)
+    render(procedure, arguments.seed, depth, arguments.output)
+    print(f'simulated images and truth.json are in {arguments.output}')
+    return 0
+
+
+def _import_plus(arguments: argparse.Namespace) -> int:
+    from hybrid_guidance.calibration.file import save
+    from hybrid_guidance.calibration.plus import read_plus_config
+    calibration = read_plus_config(arguments.config, width=arguments.width)
+    save(arguments.output, [calibration])
+    print(f'{arguments.output}: {calibration.parent} -> {calibration.child}')
+    return 0
+
+
+def _parameters(arguments: argparse.Namespace) -> int:
+    from hybrid_guidance.ros.documentation import parameter_tables
+    print(parameter_tables(arguments.node))
+    return 0
+
+
+def _stop(number: int, frame: Any) -> None:
+    raise _StopError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; return the exit status."""
+    arguments = _parser().parse_args(argv)
+    signal.signal(signal.SIGINT, _stop)
+    signal.signal(signal.SIGTERM, _stop)
+    commands = {'up': _up, 'demo': _demo, 'doctor': _doctor, 'render': _render,
+                'import-plus': _import_plus, 'parameters': _parameters}
+    try:
+        return commands[arguments.command](arguments)
+    except _StopError:
+        return 130
+    except _expected_errors() as error:
+        print(f'hybrid-guidance {arguments.command}: {error}', file=sys.stderr)
+        return 2
+
+
+def _expected_errors() -> tuple[type[Exception], ...]:
+    from hybrid_guidance.calibration.file import CalibrationError
+    from hybrid_guidance.imaging.frame import SourceError
+    from hybrid_guidance.procedure import ProcedureError
+    return graph.GraphError, CalibrationError, ProcedureError, SourceError, OSError
+
+
+if __name__ == '__main__':
+    sys.exit(main())

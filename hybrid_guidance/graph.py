@@ -1,0 +1,111 @@
+"""The node graph as one table; the launch file and the command line both start this."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+PACKAGE = 'hybrid_guidance'
+
+
+class GraphError(ValueError):
+    """An option that the graph does not take; the message says which and what it takes."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """A launch argument: name, default, what it means, and the only values it takes."""
+
+    name: str
+    default: str
+    meaning: str
+    choices: tuple[str, ...] = ()
+
+
+OPTIONS = (
+    Option('namespace', '', 'namespace of every node and topic'),
+    Option('params_file', '', 'YAML file of ROS parameters for the nodes'),
+    Option('use_sim_time', 'false', 'take the time from /clock', ('true', 'false')),
+    Option('procedure', 'lumbar_facet_injection', 'name or YAML file of the procedure'),
+    Option('fluoroscopy_source', 'simulated', 'where X-ray images come from',
+           ('simulated', 'dicom')),
+    Option('fluoroscopy_file', '', 'DICOM file, for fluoroscopy_source dicom'),
+    Option('ultrasound_source', 'simulated', 'where ultrasound images come from',
+           ('simulated', 'dicom', 'sequence')),
+    Option('ultrasound_file', '', 'file, for ultrasound_source dicom or sequence'),
+    Option('calibration_file', 'simulated', 'name or file of the calibration'),
+    Option('seed', '1', 'of the simulation'),
+    Option('rviz', 'false', 'open RViz with the scene of this package', ('true', 'false')),
+    Option('robot', 'none', 'robot that holds the needle', ('none',)),
+    Option('log_level', 'info', 'of every node', ('debug', 'info', 'warn', 'error', 'fatal')),
+)
+
+Values = dict[str, str]
+
+
+@dataclass(frozen=True)
+class GraphNode:
+    """One node of the graph.
+
+    Attributes:
+        name: of node and executable.
+        parameters: option to the parameter that takes its value.
+        when: whether the options ask for this node.
+    """
+
+    name: str
+    parameters: dict[str, str]
+    when: Callable[[Values], bool] = lambda values: True
+
+
+def _simulated(values: Values) -> bool:
+    return 'simulated' in (values['fluoroscopy_source'], values['ultrasound_source'])
+
+
+_SIMULATION = {'procedure': 'procedure', 'calibration_file': 'calibration_file', 'seed': 'seed'}
+
+GRAPH = (
+    GraphNode('patient_node', _SIMULATION, _simulated),
+    GraphNode('fluoroscopy_node', {**_SIMULATION, 'fluoroscopy_source': 'source',
+                                   'fluoroscopy_file': 'file'}),
+    GraphNode('ultrasound_node', {**_SIMULATION, 'ultrasound_source': 'source',
+                                  'ultrasound_file': 'file'}),
+    GraphNode('fluoroscopy_tracker_node', {}),
+    GraphNode('ultrasound_tracker_node', {}),
+    GraphNode('fusion_node', {'calibration_file': 'calibration_file'}),
+    GraphNode('planner_node', {'procedure': 'procedure', 'seed': 'seed'}),
+    GraphNode('overlay_node', {'procedure': 'procedure'}),
+)
+
+
+def complete(given: Values) -> Values:
+    """Return every option's value, the given ones checked.
+
+    Raises:
+        GraphError: an unknown option, or a value that it does not take.
+    """
+    known = {option.name: option for option in OPTIONS}
+    for name, value in given.items():
+        if name not in known:
+            raise GraphError(f'{name}: no such option; there are {", ".join(known)}')
+        choices = known[name].choices
+        if choices and value not in choices:
+            raise GraphError(f'{name}: "{value}" is not one of {", ".join(choices)}')
+    return {**{name: option.default for name, option in known.items()}, **given}
+
+
+def nodes(values: Values) -> list[tuple[str, dict[str, Any]]]:
+    """Return (node, its parameters) for complete option values."""
+    started = []
+    for node in GRAPH:
+        if not node.when(values):
+            continue
+        parameters: dict[str, Any] = {'use_sim_time': values['use_sim_time'] == 'true'}
+        for option, parameter in node.parameters.items():
+            value = values[option]
+            parameters[parameter] = int(value) if option == 'seed' else value
+        # Without a simulated patient there is no anatomy that could be true.
+        if node.name == 'planner_node' and not _simulated(values):
+            parameters['anatomy'] = 'none'
+        started.append((node.name, parameters))
+    return started
+

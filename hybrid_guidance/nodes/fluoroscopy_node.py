@@ -1,0 +1,129 @@
+"""Fluoroscopy images: simulated X-ray pulses, or a DICOM recording."""
+
+from dataclasses import dataclass
+
+from std_msgs.msg import Float64
+from std_srvs.srv import SetBool, Trigger
+
+from hybrid_guidance.fusion.frame_tree import FrameTreeError
+from hybrid_guidance.geometry.rigid import inverse, transform
+from hybrid_guidance.imaging.dicom import open_dicom
+from hybrid_guidance.imaging.frame import Frame
+from hybrid_guidance.parameters import parameter
+from hybrid_guidance.procedure import load_procedure
+from hybrid_guidance.ros import qos
+from hybrid_guidance.ros.calibration import load_beliefs
+from hybrid_guidance.ros.frames import FramePublisher, Playback
+from hybrid_guidance.ros.ground_truth import GroundTruth
+from hybrid_guidance.ros.node import GuidanceNode, run
+from hybrid_guidance.simulation.anatomy import build_patient
+from hybrid_guidance.simulation.instruments import Needle
+from hybrid_guidance.simulation.room import make_room
+from hybrid_guidance.simulation.xray import Technique, XrayRenderer
+
+
+@dataclass(frozen=True)
+class FluoroscopyParameters:
+    """Parameters of ``fluoroscopy_node``."""
+
+    source: str = parameter('simulated', choices=('simulated', 'dicom'), fixed=True,
+                            meaning='where images come from')
+    file: str = parameter('', fixed=True, meaning='DICOM file, for the source dicom')
+    loop: bool = parameter(True, fixed=True, meaning='whether a recording starts over at its end')
+    procedure: str = parameter('lumbar_facet_injection', fixed=True, meaning=(
+        'name or YAML file of the procedure: C-arm position and technique, simulated'))
+    calibration_file: str = parameter('simulated', fixed=True, meaning=(
+        'calibration around which the simulated truth is drawn'))
+    seed: int = parameter(1, low=0, high=2**31 - 1, fixed=True,
+                          meaning='of the simulated patient and noise')
+    pulse_rate: float = parameter(15.0, low=0.5, high=30.0, unit='Hz',
+                                  meaning='of the pedal, simulated')
+
+
+class FluoroscopyNode(GuidanceNode[FluoroscopyParameters]):
+    """Publishes X-ray images with their projection, and what they cost in dose."""
+
+    def __init__(self) -> None:
+        super().__init__('fluoroscopy_node', FluoroscopyParameters)
+        self._publisher = FramePublisher(self, 'fluoroscopy', 'fluoroscopy_optical_frame')
+        self._kerma = self.create_publisher(Float64, 'fluoroscopy/air_kerma', qos.STATE)
+        self._area = self.create_publisher(
+            Float64, 'fluoroscopy/kerma_area_product', qos.STATE)
+        self.create_service(Trigger, 'fluoroscopy/expose', self._on_expose)
+        self.create_service(SetBool, 'fluoroscopy/pedal', self._on_pedal)
+        self._pulses = 0
+        self._timer = None
+        self._renderer: XrayRenderer | None = None
+        if self.parameters.source == 'simulated':
+            self._simulate()
+        else:
+            self._playback = Playback(
+                self, self._publisher, lambda: open_dicom(self.parameters.file, 'fluoroscopy'),
+                self.parameters.loop)
+
+    def _simulate(self) -> None:
+        procedure = load_procedure(self.parameters.procedure)
+        setup, seed = procedure.fluoroscopy, self.parameters.seed
+        beliefs = load_beliefs(self.parameters.calibration_file)
+        self._room = make_room(procedure, beliefs, seed)
+        self._needle = Needle(transform(), procedure.needle.diameter, procedure.needle.length)
+        technique = Technique(setup.kvp, setup.mas_per_pulse, setup.source_to_detector,
+                              setup.detector_size,
+                              reference_distance=setup.source_to_isocentre - 0.15)
+        self._renderer = XrayRenderer(build_patient(procedure.region, seed),
+                                      procedure.fluoroscopy_projection(), technique, seed)
+        # The anatomy of a standing C-arm is integrated before the first pulse, not in it.
+        self._renderer.expected(self._patient_T_optical(self._room.world_T_carm))
+        self._truth = GroundTruth(self, ('needle', 'patient', 'carm'))
+
+    def _patient_T_optical(self, world_T_carm):  # type: ignore[no-untyped-def]
+        return (inverse(self._room.world_T_patient) @ world_T_carm
+                @ self._room.carm_T_fluoroscopy)
+
+    def _expose(self) -> None:
+        assert self._renderer is not None
+        patient_T_needle, stamp = self._truth.latest('patient', 'needle')
+        world_T_carm = self._truth.latest('world', 'carm')[0]
+        pixels = self._renderer.render(self._patient_T_optical(world_T_carm),
+                                       [self._needle.at(patient_T_needle)])
+        self._publisher.publish(Frame(pixels, stamp, self._renderer.projection))
+        self._pulses += 1
+        self._kerma.publish(Float64(data=self._pulses * self._renderer.air_kerma_per_pulse()))
+        self._area.publish(Float64(
+            data=self._pulses * self._renderer.kerma_area_product_per_pulse()))
+
+    def _refuse(self) -> str:
+        if self._renderer is None:
+            return 'a recording cannot be exposed; use the source "simulated" or a real C-arm'
+        try:
+            self._truth.latest('patient', 'needle')
+        except FrameTreeError as error:
+            return f'the simulated patient is not there (patient_node): {error}'
+        return ''
+
+    def _on_expose(self, request: Trigger.Request,
+                   response: Trigger.Response) -> Trigger.Response:
+        response.message = self._refuse()
+        if not response.message:
+            self._expose()
+            response.success, response.message = True, f'pulse {self._pulses}'
+        return response
+
+    def _on_pedal(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
+        response.message = self._refuse()
+        if self._timer is not None:
+            self.destroy_timer(self._timer)
+            self._timer = None
+        if request.data and not response.message:
+            self._timer = self.create_timer(1.0 / self.parameters.pulse_rate, self._expose)
+        response.success = not response.message or not request.data
+        return response
+
+
+def main() -> None:
+    """Run the node."""
+    run(FluoroscopyNode)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,49 @@
+"""Finds the needle in X-ray images."""
+
+from dataclasses import dataclass
+
+from hybrid_guidance.detection.lift import lift
+from hybrid_guidance.detection.line import PixelNeedle
+from hybrid_guidance.detection.xray import XrayNeedleDetector
+from hybrid_guidance.geometry.needle import NeedleEstimate
+from hybrid_guidance.imaging.frame import Frame
+from hybrid_guidance.parameters import parameter
+from hybrid_guidance.ros.node import GuidanceNode, run
+from hybrid_guidance.ros.tracker import NeedleTracker
+
+
+@dataclass(frozen=True)
+class FluoroscopyTrackerParameters:
+    """Parameters of ``fluoroscopy_tracker_node``."""
+
+    minimum_length: float = parameter(60.0, low=20.0, high=1000.0, unit='px', fixed=True,
+                                      meaning='shortest line that counts as a shaft')
+    threshold: float = parameter(0.5, low=0.0, high=1.0,
+                                 meaning='probability from which a needle is reported')
+    depth: float = parameter(0.6, low=0.05, high=2.0, unit='m', meaning=(
+        'guess of the distance from the source; its uncertainty is stated as half a metre'))
+    depth_deviation: float = parameter(0.5, low=0.5, high=10.0, unit='m',
+                                       meaning='deviation stated along the ray')
+
+
+class FluoroscopyTrackerNode(GuidanceNode[FluoroscopyTrackerParameters]):
+    """Publishes ``fluoroscopy/needle``: the tip on its ray, with the depth left open."""
+
+    def __init__(self) -> None:
+        super().__init__('fluoroscopy_tracker_node', FluoroscopyTrackerParameters)
+        detect = XrayNeedleDetector(minimum_length=self.parameters.minimum_length)
+        self.subscribe_frames('fluoroscopy', NeedleTracker(
+            self, 'fluoroscopy', detect, self._lift, lambda: self.parameters.threshold))
+
+    def _lift(self, needle: PixelNeedle, frame: Frame) -> NeedleEstimate:
+        return lift(needle, frame.projection, depth=self.parameters.depth,
+                    depth_deviation=self.parameters.depth_deviation)
+
+
+def main() -> None:
+    """Run the node."""
+    run(FluoroscopyTrackerNode)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,209 @@
+"""Keeps the frames, and fuses both modalities into one needle."""
+
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+from geometry_msgs.msg import PoseWithCovarianceStamped
+from sensor_msgs.msg import CameraInfo
+from std_msgs.msg import Float64
+from std_srvs.srv import Trigger
+
+from hybrid_guidance.calibration.file import Calibration, CalibrationError
+from hybrid_guidance.fusion.needle_filter import Motion, NeedleFilter, Observation, State
+from hybrid_guidance.fusion.observe import distance_to_shaft, observe
+from hybrid_guidance.geometry.covariance import relative
+from hybrid_guidance.geometry.needle import NeedleEstimate
+from hybrid_guidance.geometry.projection import Projection
+from hybrid_guidance.geometry.rigid import inverse
+from hybrid_guidance.geometry.types import Transform
+from hybrid_guidance.parameters import parameter
+from hybrid_guidance.ros import qos, tf
+from hybrid_guidance.ros.calibration import load_calibrations
+from hybrid_guidance.ros.convert import (
+    needle_from_message,
+    needle_message,
+    projection_from_info,
+    stamp_ns,
+    transform_message,
+)
+from hybrid_guidance.ros.health import ERROR
+from hybrid_guidance.ros.node import GuidanceNode, run
+
+SENSORS = {'fluoroscopy': 'fluoroscopy_optical_frame', 'ultrasound': 'ultrasound_image'}
+
+
+@dataclass(frozen=True)
+class FusionParameters:
+    """Parameters of ``fusion_node``."""
+
+    calibration_file: str = parameter('simulated', meaning=(
+        'name or file of the calibration; read again by fusion/reload_calibration'))
+    gate: float = parameter(5.0, low=2.0, high=20.0, unit='sigma', fixed=True,
+                            meaning='a needle further off than this is refused')
+    tip_motion: float = parameter(0.0005, low=0.0, high=0.1, unit='m/sqrt(s)', fixed=True,
+                                  meaning='how much the tip wanders sideways')
+    speed_motion: float = parameter(0.006, low=0.0, high=1.0, unit='m/s/sqrt(s)', fixed=True,
+                                    meaning='how much the insertion speed changes')
+    tracking_position: float = parameter(0.1e-3, low=0.0, high=0.01, unit='m',
+                                         meaning='deviation of one tracked position')
+    tracking_rotation: float = parameter(0.001, low=0.0, high=0.1, unit='rad', meaning=(
+        'deviation of one tracked rotation of the probe'))
+    carm_rotation: float = parameter(0.0002, low=0.0, high=0.1, unit='rad', meaning=(
+        'deviation of one tracked rotation of the C-arm'))
+    wait: float = parameter(0.3, low=0.01, high=5.0, unit='s', meaning=(
+        'how long a needle waits for the tracked pose at its time'))
+    stale: float = parameter(0.5, low=0.05, high=10.0, unit='s',
+                             meaning='no needle for this long is reported')
+    recover: float = parameter(1.0, low=0.1, high=60.0, unit='s', meaning=(
+        'after only refused needles for this long the estimate starts over'))
+
+
+class FusionNode(GuidanceNode[FusionParameters]):
+    """Publishes the frames of the calibration, the needle's frame, and ``needle/pose``."""
+
+    def __init__(self) -> None:
+        super().__init__('fusion_node', FusionParameters)
+        self._static = tf.StaticTransformBroadcaster(self)
+        self._broadcaster = tf.TransformBroadcaster(self)
+        self._pose = self.create_publisher(
+            PoseWithCovarianceStamped, 'needle/pose', qos.OBSERVATION)
+        self._consistency = self.create_publisher(Float64, 'fusion/consistency', qos.OBSERVATION)
+        self._calibrations: dict[str, Calibration] = {}
+        self._filter = NeedleFilter({})
+        self._waiting: deque[tuple[str, int, NeedleEstimate]] = deque()
+        self._projection: Projection | None = None
+        self._last_xray: tuple[NeedleEstimate, Transform] | None = None
+        self._accepted_ns = 0
+        self.listen_to_frames(self._work)
+        self.reload()
+        for name in SENSORS:
+            self.create_subscription(PoseWithCovarianceStamped, f'{name}/needle',
+                                     lambda message, name=name: self._on_needle(name, message),
+                                     qos.OBSERVATION)
+        self.create_subscription(CameraInfo, 'fluoroscopy/camera_info', self._on_info,
+                                 qos.CAMERA_INFO)
+        self.create_service(Trigger, 'fusion/reload_calibration', self._on_reload)
+        self.create_timer(0.1, self._watch)
+
+    def reload(self) -> None:
+        """Read the calibration file; a bad one is reported and changes nothing."""
+        try:
+            found = load_calibrations(self.parameters.calibration_file)
+        except (CalibrationError, FileNotFoundError) as error:
+            self.health.set('calibration', False, str(error), ERROR)
+            return
+        self._calibrations = found
+        self._filter = NeedleFilter(
+            {name: found[frame].covariance for name, frame in SENSORS.items() if frame in found},
+            Motion(tip=self.parameters.tip_motion, speed=self.parameters.speed_motion),
+            self.parameters.gate**2)
+        self._last_xray = None
+        now = self.now_ns()
+        self._static.sendTransform([
+            transform_message(item.parent, child, now, item.transform)
+            for child, item in found.items()])
+        missing = [frame for frame in (*SENSORS.values(), 'patient') if frame not in found]
+        self.health.set('calibration', not missing, 'nothing is known of ' + ', '.join(missing)
+                        + f'; add it to {self.parameters.calibration_file}')
+
+    def _on_reload(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        self.reload()
+        response.message = self.health.faults.get('calibration', 'calibration in use')
+        response.success = 'calibration' not in self.health.faults
+        return response
+
+    def _on_info(self, message: CameraInfo) -> None:
+        projection = projection_from_info(message)
+        self._projection = projection if projection.is_calibrated else None
+
+    def _on_needle(self, name: str, message: PoseWithCovarianceStamped) -> None:
+        frame = SENSORS[name]
+        if message.header.frame_id != frame:
+            raise ValueError(f'{name}/needle is in "{message.header.frame_id}", not in "{frame}"')
+        if frame in self._calibrations:
+            self._waiting.append((name, stamp_ns(message.header.stamp),
+                                  needle_from_message(message)))
+            self._work()
+
+    def _work(self) -> None:
+        """Take every waiting needle whose tracked pose is known by now."""
+        for _ in range(len(self._waiting)):
+            name, stamp, needle = self._waiting.popleft()
+            mount = self._calibrations[SENSORS[name]].parent
+            try:
+                world_T_mount = self.lookup('world', mount, stamp)
+            except (tf.FutureException, tf.LookupException, tf.ConnectivityException) as error:
+                late = (self.now_ns() - stamp) * 1e-9
+                if late < self.parameters.wait:
+                    self._waiting.append((name, stamp, needle))
+                else:
+                    self.health.set(f'tf of {mount}', False, f'not tracked: {error}')
+                continue
+            except tf.TransformException as error:
+                self.health.set(f'tf of {mount}', False, str(error))
+                continue
+            self.health.set(f'tf of {mount}', True)
+            self._fuse(name, stamp, needle, world_T_mount)
+
+    def _fuse(self, name: str, stamp: int, needle: NeedleEstimate,
+              world_T_mount: Transform) -> None:
+        mount_T_sensor = self._calibrations[SENSORS[name]].transform
+        observation = observe(name, stamp, needle, mount_T_sensor, world_T_mount,
+                              self._tracking(name))
+        self._compare(name, observation, needle, world_T_mount @ mount_T_sensor)
+        update = self._filter.add(observation)
+        self.health.set(f'{name} needle', update.accepted, update.reason)
+        if update.state is not None:
+            self._accepted_ns = stamp
+            self._publish(update.state)
+        elif (state := self._filter.state) is not None and (
+                abs(stamp - self._accepted_ns) * 1e-9 > self.parameters.recover):
+            self.get_logger().warning(
+                f'the estimate starts over: nothing fitted it for {self.parameters.recover} s '
+                f'(last at {state.stamp_ns * 1e-9:.3f} s)')
+            self._filter.reset()
+
+    def _tracking(self, name: str):  # type: ignore[no-untyped-def]
+        rotation = (self.parameters.carm_rotation if name == 'fluoroscopy'
+                    else self.parameters.tracking_rotation)
+        return np.diag([self.parameters.tracking_position**2] * 3 + [rotation**2] * 3)
+
+    def _compare(self, name: str, observation: Observation, needle: NeedleEstimate,
+                 world_T_sensor: Transform) -> None:
+        if name == 'fluoroscopy':
+            self._last_xray = (needle, inverse(world_T_sensor))
+        elif self._last_xray is not None and self._projection is not None:
+            seen, xray_T_world = self._last_xray
+            self._consistency.publish(Float64(data=distance_to_shaft(
+                observation.needle.tip, xray_T_world, seen, self._projection)))
+
+    def _publish(self, state: State) -> None:
+        in_world = self._filter.estimate(state)
+        self._broadcaster.sendTransform(
+            transform_message('world', 'needle_tip', state.stamp_ns, in_world.pose))
+        registration = self._calibrations.get('patient')
+        if registration is None:
+            return
+        patient = NeedleEstimate(
+            inverse(registration.transform) @ in_world.pose,
+            relative(registration.transform, registration.covariance,
+                     in_world.pose, in_world.covariance))
+        self._pose.publish(needle_message(patient, 'patient', state.stamp_ns))
+
+    def _watch(self) -> None:
+        state = self._filter.state
+        age = np.inf if state is None else (self.now_ns() - state.stamp_ns) * 1e-9
+        self.health.set('needle', age < self.parameters.stale, (
+            'not seen yet' if state is None else 'not seen any more; the pose is old'))
+        refused = self.listener.refused
+        self.health.set('tf', not refused, '; '.join(refused.values()))
+
+
+def main() -> None:
+    """Run the node."""
+    run(FusionNode)
+
+
+if __name__ == '__main__':
+    main()

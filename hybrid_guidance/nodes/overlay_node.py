@@ -1,0 +1,195 @@
+"""Draws needle, plan and uncertainty over both images, in 2-D and as planes in 3-D."""
+
+from dataclasses import dataclass, field
+
+import cv2
+import numpy as np
+from geometry_msgs.msg import PointStamped, PoseArray, PoseWithCovarianceStamped
+from sensor_msgs.msg import Image
+from std_msgs.msg import Float64
+from visualization_msgs.msg import MarkerArray
+
+from hybrid_guidance import overlay
+from hybrid_guidance.geometry.needle import NeedleEstimate
+from hybrid_guidance.geometry.rigid import rotation_angle
+from hybrid_guidance.imaging.frame import Frame
+from hybrid_guidance.parameters import parameter
+from hybrid_guidance.procedure import load_procedure
+from hybrid_guidance.ros import markers, qos, tf
+from hybrid_guidance.ros.convert import (
+    image_message,
+    needle_from_message,
+    point_array,
+    stamp_ns,
+)
+from hybrid_guidance.ros.node import GuidanceNode, run
+
+HOLDS = {'fluoroscopy': True, 'ultrasound': False}
+"""Whether a sensor's last image stays in use after its time (an X-ray, until the C-arm moves)."""
+
+
+@dataclass(frozen=True)
+class OverlayParameters:
+    """Parameters of ``overlay_node``."""
+
+    procedure: str = parameter('lumbar_facet_injection', fixed=True, meaning=(
+        'name or YAML file of the procedure: length of the needle'))
+    rate: float = parameter(8.0, low=0.5, high=30.0, unit='Hz', fixed=True,
+                            meaning='of each overlay, at most')
+    plane_rate: float = parameter(2.0, low=0.1, high=10.0, unit='Hz', fixed=True,
+                                  meaning='of the image planes in 3-D')
+    sigmas: float = parameter(2.0, low=0.5, high=6.0,
+                              meaning='size of the ellipse of the tip, in deviations')
+    stale: float = parameter(0.5, low=0.05, high=10.0, unit='s', meaning=(
+        'older than this, an image or needle is shown in grey'))
+    moved: float = parameter(0.002, low=0.0001, high=0.1, unit='m', meaning=(
+        'a C-arm that moved further than this since its image makes it grey'))
+    plane_depth: float = parameter(1.0, low=0.1, high=3.0, unit='m', meaning=(
+        'distance of the X-ray plane from the source in 3-D'))
+
+
+@dataclass
+class View:
+    """One sensor's latest image and what was drawn over it."""
+
+    sensor: str
+    frame: Frame | None = None
+    frame_id: str = ''
+    canvas: np.ndarray | None = None
+    plane: markers.ImagePlane = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.plane = markers.ImagePlane(f'{self.sensor}_plane')
+
+
+class OverlayNode(GuidanceNode[OverlayParameters]):
+    """Publishes both overlays and ``guidance/markers``."""
+
+    def __init__(self) -> None:
+        super().__init__('overlay_node', OverlayParameters)
+        self._length = load_procedure(self.parameters.procedure).needle.length
+        self.listen_to_frames()
+        self._needle: tuple[NeedleEstimate, int] | None = None
+        self._path: np.ndarray | None = None
+        self._deviation: np.ndarray | None = None
+        self._clearance: float | None = None
+        self._views = [View(sensor) for sensor in HOLDS]
+        self._outlets = {sensor: self.create_publisher(Image, f'{sensor}/overlay', qos.OVERLAY)
+                            for sensor in HOLDS}
+        self._markers = self.create_publisher(MarkerArray, 'guidance/markers', qos.STATE)
+        for view in self._views:
+            self.subscribe_frames(view.sensor, lambda frame, frame_id, view=view: self._keep(
+                view, frame, frame_id))
+        subscribe = self.create_subscription
+        subscribe(PoseWithCovarianceStamped, 'needle/pose', self._on_needle, qos.OBSERVATION)
+        subscribe(PoseArray, 'plan/waypoints', self._on_path, qos.STATE)
+        subscribe(PointStamped, 'plan/deviation', self._on_deviation, qos.OBSERVATION)
+        subscribe(Float64, 'plan/clearance', self._on_clearance, qos.OBSERVATION)
+        self.create_timer(1.0 / self.parameters.rate, self._draw)
+        self.create_timer(1.0 / self.parameters.plane_rate, self._show_in_space)
+
+    def _keep(self, view: View, frame: Frame, frame_id: str) -> None:
+        view.frame, view.frame_id = frame, frame_id
+
+    def _on_needle(self, message: PoseWithCovarianceStamped) -> None:
+        needle, stamp = needle_from_message(message), stamp_ns(message.header.stamp)
+        if self._needle is None or stamp > self._needle[1] or self._needle[1] > self.now_ns():
+            self._needle = (needle, stamp)
+
+    def _on_path(self, message: PoseArray) -> None:
+        self._path = np.array([point_array(pose.position) for pose in message.poses])
+
+    def _on_deviation(self, message: PointStamped) -> None:
+        self._deviation = point_array(message.point)
+
+    def _on_clearance(self, message: Float64) -> None:
+        self._clearance = message.data
+
+    def _draw(self) -> None:
+        for view in self._views:
+            if view.frame is None:
+                self.health.set(view.sensor, False, 'no image yet')
+                continue
+            sensor_T_patient, reasons = self._pose_and_doubts(view)
+            scene = self._scene(view, reasons)
+            view.canvas = overlay.draw(overlay.picture(view.frame.pixels), view.frame.projection,
+                                       sensor_T_patient, scene)
+            self.health.set(view.sensor, not scene.reasons, '; '.join(scene.reasons))
+            self._outlets[view.sensor].publish(
+                image_message(view.canvas, view.frame_id, view.frame.stamp_ns))
+
+    def _pose_and_doubts(self, view: View):  # type: ignore[no-untyped-def]
+        age = (self.now_ns() - view.frame.stamp_ns) * 1e-9
+        if not view.frame.projection.is_calibrated:
+            return None, ['image not calibrated: nothing can be drawn in it']
+        doubts = []
+        if age > self.parameters.stale and not HOLDS[view.sensor]:
+            doubts.append(f'{view.sensor} image is {age:.1f} s old')
+        try:
+            then = self.lookup(view.frame_id, 'patient', view.frame.stamp_ns)
+        except tf.PastException:
+            # An X-ray outlives the history of frames; it may stay while the C-arm stays.
+            return None, [*doubts, f'X-ray is {age:.0f} s old: expose again']
+        except tf.TransformException as error:
+            return None, [*doubts, f'pose of the image unknown: {error}']
+        now = self.lookup(view.frame_id, 'patient', 0)
+        shift = float(np.linalg.norm(then[:3, 3] - now[:3, 3]))
+        if HOLDS[view.sensor] and max(shift, rotation_angle(then[:3, :3] @ now[:3, :3].T)
+                                      ) > self.parameters.moved:
+            doubts.append('C-arm has moved since this image: expose again')
+        return then, doubts
+
+    def _scene(self, view: View, doubts: list[str]) -> overlay.Scene:
+        now = self.now_ns()
+        age = (now - view.frame.stamp_ns) * 1e-9
+        title = f'{view.sensor}   {age:.1f} s old' if age > 1.0 else view.sensor
+        lines = [title]
+        needle = self._needle[0] if self._needle else None
+        if self._needle is None:
+            doubts.append('needle not seen yet')
+        elif (old := (now - self._needle[1]) * 1e-9) > self.parameters.stale:
+            doubts.append(f'needle not seen for {old:.1f} s')
+        if needle is not None and self._deviation is not None:
+            sigma = self.parameters.sigmas * float(
+                np.sqrt(np.linalg.eigvalsh(needle.covariance[:3, :3])[-1]))
+            lines.append(f'to target {np.linalg.norm(self._deviation) * 1e3:.1f} mm '
+                         f'± {sigma * 1e3:.1f}')
+        if self._clearance is not None:
+            lines.append(f'clearance {self._clearance * 1e3:.1f} mm')
+        ends = (None, None) if self._path is None else (self._path[0], self._path[-1])
+        return overlay.Scene(needle, self._length, *ends, self.parameters.sigmas,
+                             tuple(lines), tuple(doubts))
+
+    def _show_in_space(self) -> None:
+        shown = []
+        for view in self._views:
+            if view.canvas is not None and view.frame.projection.is_calibrated:
+                frame = view.frame
+                height, width = frame.pixels.shape
+                corners = frame.projection.back_project(
+                    np.array([[-0.5, -0.5], [width - 0.5, -0.5], [width - 0.5, height - 0.5],
+                              [-0.5, height - 0.5]]), self.parameters.plane_depth
+                    if frame.projection.is_perspective else 0.0)
+                small = cv2.resize(view.canvas, (512, 512 * height // width),
+                                   interpolation=cv2.INTER_AREA)
+                # Stamp zero: RViz places it by the newest pose of the sensor.
+                shown += view.plane.show(small, corners, view.frame_id, 0)
+        if self._needle is not None:
+            needle, stamp = self._needle
+            fresh = (self.now_ns() - stamp) * 1e-9 < self.parameters.stale
+            colour = (1.0, 0.84, 0.0, 1.0) if fresh else (0.6, 0.6, 0.6, 0.6)
+            shown += markers.needle('needle', needle.pose, 'patient', 0, self._length,
+                                    colour).markers
+            shown.append(markers.uncertainty(needle.tip, needle.covariance[:3, :3],
+                                             self.parameters.sigmas, 'patient', 0))
+        if shown:
+            self._markers.publish(MarkerArray(markers=shown))
+
+
+def main() -> None:
+    """Run the node."""
+    run(OverlayNode)
+
+
+if __name__ == '__main__':
+    main()

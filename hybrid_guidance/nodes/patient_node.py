@@ -1,0 +1,174 @@
+"""The simulated operating room: ground truth, its trackers, and a hand that holds the needle."""
+
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+from geometry_msgs.msg import PoseStamped
+from std_srvs.srv import Trigger
+from visualization_msgs.msg import MarkerArray
+
+from hybrid_guidance.fusion.frame_tree import FrameTree, FrameTreeError, FutureError
+from hybrid_guidance.geometry.rigid import transform
+from hybrid_guidance.geometry.types import Transform
+from hybrid_guidance.parameters import parameter
+from hybrid_guidance.planning.path import Path
+from hybrid_guidance.procedure import load_procedure
+from hybrid_guidance.ros import markers, qos, tf
+from hybrid_guidance.ros.calibration import load_beliefs
+from hybrid_guidance.ros.convert import (
+    matrix_from_pose,
+    pose_stamped,
+    stamp_ns,
+    transform_message,
+)
+from hybrid_guidance.ros.node import GuidanceNode, run
+from hybrid_guidance.simulation.hand import Hand, HandSkill
+from hybrid_guidance.simulation.room import Reading, Room, Tracker, make_room
+
+
+@dataclass(frozen=True)
+class PatientParameters:
+    """Parameters of ``patient_node``."""
+
+    procedure: str = parameter('lumbar_facet_injection', fixed=True,
+                               meaning='name or YAML file of the procedure')
+    calibration_file: str = parameter('simulated', fixed=True, meaning=(
+        'name or file of the calibration around which the truth is drawn'))
+    seed: int = parameter(1, low=0, high=2**31 - 1, fixed=True,
+                          meaning='of every random draw of the simulation')
+    rate: float = parameter(50.0, low=10.0, high=200.0, unit='Hz', fixed=True,
+                            meaning='of ground truth and tracking')
+    tracker_delay: float = parameter(0.02, low=0.0, high=0.5, unit='s', fixed=True,
+                                     meaning='from taking a pose to publishing it')
+    probe_position_noise: float = parameter(0.1e-3, low=0.0, high=0.01, unit='m', fixed=True,
+                                            meaning='deviation of the tracked probe')
+    probe_rotation_noise: float = parameter(0.001, low=0.0, high=0.1, unit='rad', fixed=True,
+                                            meaning='deviation of the tracked probe')
+    carm_position_noise: float = parameter(0.1e-3, low=0.0, high=0.01, unit='m', fixed=True,
+                                           meaning='deviation of the tracked C-arm')
+    carm_rotation_noise: float = parameter(0.0002, low=0.0, high=0.1, unit='rad', fixed=True,
+                                           meaning='deviation of the tracked C-arm')
+    hand_speed: float = parameter(0.006, low=0.0005, high=0.05, unit='m/s', fixed=True,
+                                  meaning='how fast the hand moves the tip')
+    hand_tremor: float = parameter(0.1e-3, low=0.0, high=0.005, unit='m', fixed=True,
+                                   meaning='deviation of the tip by tremor')
+    command_timeout: float = parameter(0.5, low=0.05, high=5.0, unit='s', meaning=(
+        'the hand stops when no pose has been commanded for this long'))
+
+
+class PatientNode(GuidanceNode[PatientParameters]):
+    """Publishes the truth on ``ground_truth/*`` and what trackers see of it on /tf."""
+
+    def __init__(self) -> None:
+        super().__init__('patient_node', PatientParameters)
+        parameters = self.parameters
+        self._procedure = load_procedure(parameters.procedure)
+        beliefs = load_beliefs(parameters.calibration_file)
+        self._room: Room = make_room(self._procedure, beliefs, parameters.seed)
+        self._trackers = {
+            'carm': Tracker(parameters.carm_position_noise, parameters.carm_rotation_noise,
+                            parameters.tracker_delay, parameters.seed),
+            'ultrasound_probe': Tracker(
+                parameters.probe_position_noise, parameters.probe_rotation_noise,
+                parameters.tracker_delay, parameters.seed + 1)}
+        self.listen_to_frames()
+        self._broadcaster = tf.TransformBroadcaster(self)
+        self._truth = {name: self.create_publisher(
+            PoseStamped, f'ground_truth/{name}', qos.GROUND_TRUTH)
+            for name in ('needle', 'patient', 'carm', 'ultrasound_probe')}
+        self._markers = self.create_publisher(MarkerArray, 'ground_truth/markers', qos.STATE)
+        self.create_subscription(PoseStamped, 'plan/needle_pose', self._on_command, qos.COMMAND)
+        self.create_service(Trigger, '~/reset', self._on_reset)
+        self._begin()
+        self.create_timer(1.0 / parameters.rate, self._tick)
+        self.create_timer(1.0, self._show)
+
+    def _begin(self) -> None:
+        parameters = self.parameters
+        path = Path(self._procedure.entry, self._procedure.target)
+        # Beside the patient and not yet aligned: the approach is part of the procedure.
+        start = path.pose_at(-0.05) @ transform(translation=np.array([0.01, 0.01, 0.0]))
+        self._hand = Hand(start, HandSkill(speed=parameters.hand_speed,
+                                           tremor=parameters.hand_tremor), parameters.seed)
+        self._history = FrameTree(cache_s=2.0)
+        self._command: tuple[Transform, int] | None = None
+        self._readings: deque[tuple[str, Reading]] = deque()
+        self._last_ns = self._command_ns = self.now_ns()
+
+    def _tick(self) -> None:
+        now = self.now_ns()
+        dt = (now - self._last_ns) * 1e-9
+        if dt < 0.0:
+            # The clock was set back: what was recorded under the old time is void.
+            self._history.clear()
+            self._readings.clear()
+        self._last_ns = now
+        if (now - self._command_ns) * 1e-9 > self.parameters.command_timeout:
+            self._command = None
+            self._hand.stop()
+        self._obey()
+        self._hand.advance(min(max(dt, 0.0), 0.1))
+        needle = self._hand.pose
+        self._history.set('patient', 'needle', now, needle)
+        room = self._room
+        for name, pose in (('needle', room.world_T_patient @ needle),
+                           ('patient', room.world_T_patient), ('carm', room.world_T_carm),
+                           ('ultrasound_probe', room.world_T_probe)):
+            self._truth[name].publish(pose_stamped(pose, 'world', now))
+        self._track(now)
+
+    def _track(self, now: int) -> None:
+        for name, pose in (('carm', self._room.world_T_carm),
+                           ('ultrasound_probe', self._room.world_T_probe)):
+            self._readings.append((name, self._trackers[name].read(pose, now)))
+        told = []
+        while self._readings and self._readings[0][1].due_ns <= now:
+            name, reading = self._readings.popleft()
+            told.append(transform_message('world', name, reading.stamp_ns, reading.pose))
+        if told:
+            self._broadcaster.sendTransform(told)
+
+    def _on_command(self, message: PoseStamped) -> None:
+        if message.header.frame_id != 'patient':
+            raise ValueError(f'plan/needle_pose is in "{message.header.frame_id}", not in '
+                             '"patient"; the hand does not move')
+        self._command = (matrix_from_pose(message.pose), stamp_ns(message.header.stamp))
+        self._command_ns = self.now_ns()
+        self._obey()
+
+    def _obey(self) -> None:
+        """Turn the last command into a goal, as soon as the display shows its moment."""
+        if self._command is None:
+            return
+        told, stamp = self._command
+        try:
+            shown = self.lookup('patient', 'needle_tip', stamp)
+            self._hand.follow(told, shown, self._history.lookup('patient', 'needle', stamp))
+        except tf.LookupException:
+            self._hand.follow(told, None, self._hand.pose)
+        except (tf.FutureException, FutureError):
+            return
+        except (tf.TransformException, FrameTreeError) as error:
+            self.get_logger().warning(f'a command cannot be followed: {error}')
+        self._command = None
+
+    def _on_reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        self._begin()
+        response.success, response.message = True, 'the needle is outside the patient again'
+        return response
+
+    def _show(self) -> None:
+        world_T_needle = self._room.world_T_patient @ self._hand.pose
+        self._markers.publish(markers.needle(
+            'ground_truth', world_T_needle, 'world', self._last_ns,
+            self._procedure.needle.length, (0.2, 0.9, 0.3, 0.6)))
+
+
+def main() -> None:
+    """Run the node."""
+    run(PatientNode)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,190 @@
+"""Leads the needle along a path from entry to target: the next pose, deviation, clearance."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from geometry_msgs.msg import PointStamped, PoseArray, PoseStamped, PoseWithCovarianceStamped
+from nav_msgs.msg import Path as PathMessage
+from std_msgs.msg import Float64
+from std_srvs.srv import SetBool, Trigger
+from visualization_msgs.msg import MarkerArray
+
+from hybrid_guidance.geometry.needle import NeedleEstimate
+from hybrid_guidance.geometry.rigid import inverse, transform_points
+from hybrid_guidance.geometry.types import Points
+from hybrid_guidance.parameters import parameter
+from hybrid_guidance.planning.clearance import Clearance, Nearest
+from hybrid_guidance.planning.guidance import Command, Guidance, GuidanceSettings
+from hybrid_guidance.planning.path import Path, PlanError
+from hybrid_guidance.procedure import load_procedure
+from hybrid_guidance.ros import markers, qos, tf
+from hybrid_guidance.ros.convert import (
+    header,
+    needle_from_message,
+    point_array,
+    point_message,
+    pose_message,
+    pose_stamped,
+    stamp_ns,
+    transform_message,
+)
+from hybrid_guidance.ros.node import GuidanceNode, run
+from hybrid_guidance.simulation.anatomy import build_patient
+
+
+@dataclass(frozen=True)
+class PlannerParameters:
+    """Parameters of ``planner_node``."""
+
+    procedure: str = parameter('lumbar_facet_injection', fixed=True, meaning=(
+        'name or YAML file of the procedure: entry, target, what to avoid'))
+    anatomy: str = parameter('simulated', choices=('simulated', 'none'), fixed=True, meaning=(
+        'where the structures to avoid come from; without, there is no clearance'))
+    seed: int = parameter(1, low=0, high=2**31 - 1, fixed=True, meaning='of the simulated anatomy')
+    sigmas: float = parameter(2.0, low=0.0, high=6.0, fixed=True, meaning=(
+        'k: how many deviations of the tip are taken off a distance'))
+    standoff: float = parameter(0.015, low=0.0, high=0.2, unit='m', fixed=True,
+                                meaning='how far outside the skin the approach ends')
+    first_depth: float = parameter(0.020, low=0.0, high=0.1, unit='m', fixed=True, meaning=(
+        'how far the needle goes in by eye, until an image shows it'))
+    step: float = parameter(0.004, low=0.0005, high=0.02, unit='m', fixed=True,
+                            meaning='largest advance in one command')
+    lateral_tolerance: float = parameter(0.0015, low=0.0001, high=0.01, unit='m', fixed=True,
+                                         meaning='sideways deviation corrected before advancing')
+    angle_tolerance: float = parameter(0.05, low=0.001, high=0.5, unit='rad', fixed=True,
+                                       meaning='angle corrected before advancing')
+    target_tolerance: float = parameter(0.0005, low=0.0001, high=0.01, unit='m', fixed=True,
+                                        meaning='distance at which the target is reached')
+    stale: float = parameter(0.5, low=0.05, high=5.0, unit='s', meaning=(
+        'an older needle moves nothing'))
+
+
+class PlannerNode(GuidanceNode[PlannerParameters]):
+    """Publishes ``plan/*``; poses to take only once the plan is approved."""
+
+    def __init__(self) -> None:
+        super().__init__('planner_node', PlannerParameters)
+        self.listen_to_frames()
+        self._static = tf.StaticTransformBroadcaster(self)
+        publish = self.create_publisher
+        self._next_pose = publish(PoseStamped, 'plan/needle_pose', qos.COMMAND)
+        self._path = publish(PathMessage, 'plan/path', qos.STATE)
+        self._waypoints = publish(PoseArray, 'plan/waypoints', qos.STATE)
+        self._deviation = publish(PointStamped, 'plan/deviation', qos.OBSERVATION)
+        self._danger = publish(PointStamped, 'plan/nearest_structure', qos.OBSERVATION)
+        self._clear = publish(Float64, 'plan/clearance', qos.OBSERVATION)
+        self._markers = publish(MarkerArray, 'plan/markers', qos.STATE)
+        procedure = load_procedure(self.parameters.procedure)
+        self._points = {'entry': procedure.entry, 'target': procedure.target}
+        structures = {}
+        if self.parameters.anatomy == 'simulated':
+            solids = build_patient(procedure.region, self.parameters.seed).structures
+            structures = {name: solids[name].at for name in procedure.avoid}
+        self._clearance = Clearance(structures, self.parameters.sigmas)
+        self._guidance: Guidance | None = None
+        self._approved = self._seen = False
+        self._latest_ns = 0
+        for name in self._points:
+            self.create_subscription(PointStamped, f'plan/{name}',
+                                     lambda message, name=name: self._on_point(name, message),
+                                     qos.STATE)
+        self.create_subscription(PoseWithCovarianceStamped, 'needle/pose', self._on_needle,
+                                 qos.OBSERVATION)
+        self.create_service(Trigger, 'plan/compute', self._on_compute)
+        self.create_service(SetBool, 'plan/approve', self._on_approve)
+        self.create_timer(0.1, self._watch)
+        self._plan()
+
+    def _plan(self) -> None:
+        settings = GuidanceSettings(
+            standoff=self.parameters.standoff, first_depth=self.parameters.first_depth,
+            step=self.parameters.step, lateral_tolerance=self.parameters.lateral_tolerance,
+            angle_tolerance=self.parameters.angle_tolerance,
+            target_tolerance=self.parameters.target_tolerance)
+        path = Path(self._points['entry'], self._points['target'])
+        self._guidance = Guidance(path, settings)
+        self._approved = False
+        now = self.now_ns()
+        self._static.sendTransform(transform_message('patient', 'plan', now, path.patient_T_plan))
+        poses = path.waypoints(self.parameters.step)
+        self._path.publish(PathMessage(header=header('patient', now), poses=[
+            pose_stamped(pose, 'patient', now) for pose in poses]))
+        self._waypoints.publish(PoseArray(header=header('patient', now),
+                                          poses=[pose_message(pose) for pose in poses]))
+        self._markers.publish(MarkerArray(
+            markers=markers.path(path.entry, path.target, 'patient', now)))
+
+    def _on_point(self, name: str, message: PointStamped) -> None:
+        point = point_array(message.point)
+        if message.header.frame_id != 'patient':
+            point = transform_points(self.lookup('patient', message.header.frame_id, 0), point)
+        before = self._points
+        self._points = {**before, name: point}
+        try:
+            self._plan()
+        except PlanError:
+            self._points = before
+            raise
+        self.get_logger().info(f'{name} moved: the plan is new and must be approved')
+
+    def _on_compute(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        self._plan()
+        path = self._guidance.path
+        least = self._clearance.along(path)
+        response.success = True
+        response.message = f'{path.length * 1e3:.1f} mm from entry to target' + (
+            f', {least * 1e3:.1f} mm clear of what to avoid' if np.isfinite(least) else
+            ', no anatomy to keep clear of')
+        return response
+
+    def _on_approve(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
+        self._approved = request.data
+        response.success = True
+        response.message = 'guiding' if request.data else 'approval withdrawn; nothing moves'
+        return response
+
+    def _on_needle(self, message: PoseWithCovarianceStamped) -> None:
+        if message.header.frame_id != 'patient':
+            raise ValueError(f'needle/pose is in "{message.header.frame_id}", not in "patient"')
+        stamp = stamp_ns(message.header.stamp)
+        # A late image says where the needle was; the newest one leads.
+        if stamp <= self._latest_ns and self._latest_ns - stamp < 2_000_000_000:
+            return
+        needle = needle_from_message(message)
+        self._latest_ns, self._seen = stamp, True
+        x, y, z = self._guidance.path.deviation(needle.tip)
+        self._deviation.publish(PointStamped(
+            header=header('plan', stamp), point=point_message((x, y, z))))
+        nearest = self._clearance.nearest(needle.tip, needle.covariance)
+        if nearest is not None:
+            self._warn(nearest, needle, stamp)
+        if self._approved:
+            self._lead(self._guidance.by_image(needle), stamp)
+
+    def _warn(self, nearest: Nearest, needle: NeedleEstimate, stamp: int) -> None:
+        self._clear.publish(Float64(data=nearest.clearance))
+        point: Points = transform_points(inverse(needle.pose), nearest.point)
+        self._danger.publish(PointStamped(
+            header=header('needle_tip', stamp), point=point_message(point)))
+
+    def _lead(self, command: Command, stamp: int) -> None:
+        self._next_pose.publish(pose_stamped(command.pose, 'patient', stamp))
+        self.health.value('phase', command.phase.value)
+        self.health.value('words', command.words)
+
+    def _watch(self) -> None:
+        now = self.now_ns()
+        if self._approved and not self._seen:
+            self._lead(self._guidance.by_eye(now), now)
+        lost = self._seen and (now - self._latest_ns) * 1e-9 > self.parameters.stale
+        self.health.set('needle', not lost, 'not seen any more; nothing moves until it is')
+        self.health.set('approval', self._approved, 'the plan waits for plan/approve')
+
+
+def main() -> None:
+    """Run the node."""
+    run(PlannerNode)
+
+
+if __name__ == '__main__':
+    main()

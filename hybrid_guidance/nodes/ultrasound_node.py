@@ -1,0 +1,115 @@
+"""Ultrasound images: a simulated slice, a DICOM recording, or a tracked PLUS recording."""
+
+import re
+from dataclasses import dataclass
+
+from hybrid_guidance.calibration.file import CalibrationError
+from hybrid_guidance.fusion.frame_tree import FrameTreeError
+from hybrid_guidance.geometry.rigid import inverse, transform
+from hybrid_guidance.imaging.dicom import open_dicom
+from hybrid_guidance.imaging.frame import Frame, RecordedFrame, Recording
+from hybrid_guidance.imaging.sequence import open_sequence
+from hybrid_guidance.parameters import parameter
+from hybrid_guidance.procedure import load_procedure
+from hybrid_guidance.ros import tf
+from hybrid_guidance.ros.calibration import load_beliefs, load_calibrations
+from hybrid_guidance.ros.convert import transform_message
+from hybrid_guidance.ros.frames import FramePublisher, Playback
+from hybrid_guidance.ros.ground_truth import GroundTruth
+from hybrid_guidance.ros.health import ERROR
+from hybrid_guidance.ros.node import GuidanceNode, run
+from hybrid_guidance.simulation.anatomy import build_patient
+from hybrid_guidance.simulation.instruments import Needle
+from hybrid_guidance.simulation.room import make_room
+from hybrid_guidance.simulation.ultrasound import UltrasoundRenderer
+
+
+@dataclass(frozen=True)
+class UltrasoundParameters:
+    """Parameters of ``ultrasound_node``."""
+
+    source: str = parameter('simulated', choices=('simulated', 'dicom', 'sequence'), fixed=True,
+                            meaning='where images come from')
+    file: str = parameter('', fixed=True, meaning='file, for the sources dicom and sequence')
+    loop: bool = parameter(True, fixed=True, meaning='whether a recording starts over at its end')
+    sequence_frames: str = parameter(
+        'Tracker=world Probe=ultrasound_probe', fixed=True, meaning=(
+            'names in a sequence to tf frames; others keep theirs in lower case'))
+    procedure: str = parameter('lumbar_facet_injection', fixed=True, meaning=(
+        'name or YAML file of the procedure: probe and its position, simulated'))
+    calibration_file: str = parameter('simulated', fixed=True, meaning=(
+        'calibration: around it the simulated truth is drawn; for a sequence, pixel spacing'))
+    seed: int = parameter(1, low=0, high=2**31 - 1, fixed=True,
+                          meaning='of the simulated patient and noise')
+    rate: float = parameter(30.0, low=1.0, high=100.0, unit='Hz', fixed=True,
+                            meaning='of simulated images')
+
+
+class UltrasoundNode(GuidanceNode[UltrasoundParameters]):
+    """Publishes ultrasound images with their projection, and a recording's poses on /tf."""
+
+    def __init__(self) -> None:
+        super().__init__('ultrasound_node', UltrasoundParameters)
+        self._publisher = FramePublisher(self, 'ultrasound', 'ultrasound_image')
+        parameters = self.parameters
+        if parameters.source == 'simulated':
+            self._simulate()
+            return
+        self._names = dict(pair.split('=') for pair in parameters.sequence_frames.split())
+        self._broadcaster = tf.TransformBroadcaster(self)
+        self._playback = Playback(self, self._publisher, self._open, parameters.loop,
+                                  self._broadcast)
+
+    def _simulate(self) -> None:
+        procedure, seed = load_procedure(self.parameters.procedure), self.parameters.seed
+        beliefs = load_beliefs(self.parameters.calibration_file)
+        self._room = make_room(procedure, beliefs, seed)
+        self._needle = Needle(transform(), procedure.needle.diameter, procedure.needle.length)
+        self._renderer = UltrasoundRenderer(
+            build_patient(procedure.region, seed), procedure.ultrasound.probe,
+            procedure.ultrasound_projection(), seed)
+        self._truth = GroundTruth(self, ('needle', 'patient', 'ultrasound_probe'))
+        self.create_timer(1.0 / self.parameters.rate, self._scan)
+
+    def _scan(self) -> None:
+        try:
+            patient_T_needle, stamp = self._truth.latest('patient', 'needle')
+            world_T_probe, _ = self._truth.latest('world', 'ultrasound_probe')
+        except FrameTreeError as error:
+            self.health.set('source', False, f'no simulated patient (patient_node): {error}')
+            return
+        self.health.set('source', True)
+        patient_T_image = (inverse(self._room.world_T_patient) @ world_T_probe
+                           @ self._room.probe_T_ultrasound)
+        pixels = self._renderer.render(patient_T_image, [self._needle.at(patient_T_needle)],
+                                       stamp * 1e-9)
+        self._publisher.publish(Frame(pixels, stamp, self._renderer.projection))
+
+    def _open(self) -> Recording:
+        if self.parameters.source == 'dicom':
+            return open_dicom(self.parameters.file, 'ultrasound')
+        geometry = None
+        try:
+            found = load_calibrations(self.parameters.calibration_file)
+            geometry = found['ultrasound_image'].image
+        except (CalibrationError, FileNotFoundError, KeyError) as error:
+            self.health.set('calibration', False, f'no pixel spacing: {error}', ERROR)
+        return open_sequence(self.parameters.file, geometry)
+
+    def _broadcast(self, recorded: RecordedFrame, stamp: int) -> None:
+        self._broadcaster.sendTransform([
+            transform_message(self._frame(parent), self._frame(child), stamp, matrix)
+            for (parent, child), matrix in recorded.transforms.items()])
+
+    def _frame(self, name: str) -> str:
+        """Return the tf frame of a name in a sequence: ``PhantomTip`` is ``phantom_tip``."""
+        return self._names.get(name) or re.sub(r'(?<=[a-z0-9])(?=[A-Z])', '_', name).lower()
+
+
+def main() -> None:
+    """Run the node."""
+    run(UltrasoundNode)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,74 @@
+"""How far the tip is from what it must not touch, less what is not known of the tip."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from hybrid_guidance.geometry.covariance import distance_deviation
+from hybrid_guidance.geometry.types import Array, Points
+from hybrid_guidance.planning.path import Path
+
+Distance = Callable[[Points], Array]
+"""(..., 3) m to (...,) signed distance in m, negative inside."""
+
+_STEP = 1e-4
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """The nearest structure to avoid.
+
+    Attributes:
+        name: of the structure.
+        point: (3,) m, its nearest point, in ``patient``.
+        distance: m, negative inside.
+        clearance: m, the distance less k σ of the tip along the way to it.
+    """
+
+    name: str
+    point: Points
+    distance: float
+    clearance: float
+
+
+class Clearance:
+    """Distances to structures.
+
+    Args:
+        structures: name to signed distance, in ``patient``.
+        sigmas: k, how many σ of the tip are taken off.
+    """
+
+    def __init__(self, structures: Mapping[str, Distance], sigmas: float) -> None:
+        self._structures = dict(structures)
+        self._sigmas = sigmas
+
+    def nearest(self, tip: Points, covariance: Array) -> Nearest | None:
+        """Return the structure with the least clearance, or None without structures.
+
+        Args:
+            tip: (3,) m, in ``patient``.
+            covariance: (3, 3) or (6, 6), of the tip.
+        """
+        found = [self._measure(name, tip, covariance) for name in self._structures]
+        return min(found, key=lambda item: item.clearance, default=None)
+
+    def along(self, path: Path, spacing: float = 0.0005) -> float:
+        """Return the least distance in m of a whole path; infinite without structures."""
+        count = int(np.ceil(path.length / spacing)) + 1
+        points = path.entry + np.linspace(0.0, 1.0, count)[:, None] * (path.target - path.entry)
+        return min((float(np.min(distance(points))) for distance in self._structures.values()),
+                   default=np.inf)
+
+    def _measure(self, name: str, tip: Points, covariance: Array) -> Nearest:
+        distance = self._structures[name]
+        # One call for the value and its central differences.
+        offsets = np.vstack([np.zeros(3), _STEP * np.eye(3), -_STEP * np.eye(3)])
+        values = np.asarray(distance(tip + offsets), dtype=float)
+        gradient = (values[1:4] - values[4:7]) / (2 * _STEP)
+        length = float(np.linalg.norm(gradient))
+        away = gradient / length if length > 0.0 else np.array([0.0, 0.0, 1.0])
+        here = float(values[0])
+        sigma = distance_deviation(covariance, away)
+        return Nearest(name, tip - here * away, here, here - self._sigmas * sigma)

@@ -1,0 +1,28 @@
+"""Telling the graph that one of its nodes has died."""
+
+from collections.abc import Sequence
+
+import rclpy
+from rclpy.signals import SignalHandlerOptions
+
+from hybrid_guidance.ros.health import ERROR, Health
+
+
+class Announcer:
+    """A node of the supervisor's own, that reports deaths on /diagnostics."""
+
+    def __init__(self) -> None:
+        # The supervisor has its own answer to Ctrl-C.
+        rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
+        self._node = rclpy.create_node('supervisor')
+        self._health = Health(self._node)
+
+    def died(self, name: str, status: int, lines: Sequence[str]) -> None:
+        """Report a node that has ended, with the last line of its log."""
+        last = lines[-1] if lines else 'nothing on its log'
+        self._health.set(name, False, f'has ended with status {status}: {last}', ERROR)
+
+    def close(self) -> None:
+        """Leave the graph."""
+        self._node.destroy_node()
+        rclpy.try_shutdown()

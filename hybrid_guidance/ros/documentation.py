@@ -1,0 +1,20 @@
+"""The parameter tables of all nodes, from the nodes themselves."""
+
+from importlib import import_module
+
+from hybrid_guidance.graph import GRAPH
+from hybrid_guidance.parameters import markdown
+
+
+def parameter_tables(only: str | None = None) -> str:
+    """Return Markdown of every node's parameters, or of one."""
+    names = [node.name for node in GRAPH if only in (None, node.name)]
+    return '\n\n'.join(f'### `{name}`\n\n{markdown(parameters_of(name))}' for name in names)
+
+
+def parameters_of(node: str) -> type:
+    """Return the parameter dataclass of a node."""
+    module = import_module(f'hybrid_guidance.nodes.{node}')
+    stem = ''.join(part.capitalize() for part in node.removesuffix('_node').split('_'))
+    found: type = getattr(module, f'{stem}Parameters')
+    return found

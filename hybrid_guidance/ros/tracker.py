@@ -1,0 +1,49 @@
+"""What both tracker nodes do: find the needle in each frame and say where, and how surely."""
+
+from collections.abc import Callable
+
+from geometry_msgs.msg import PoseWithCovarianceStamped
+
+from hybrid_guidance.detection.line import PixelNeedle
+from hybrid_guidance.geometry.needle import NeedleEstimate
+from hybrid_guidance.imaging.frame import Frame
+from hybrid_guidance.ros import qos
+from hybrid_guidance.ros.convert import needle_message
+from hybrid_guidance.ros.node import GuidanceNode
+
+
+class NeedleTracker:
+    """Publishes the needle of each frame, when there is one and the image has a geometry.
+
+    Args:
+        node: the node.
+        sensor: ``fluoroscopy`` or ``ultrasound``.
+        detect: finds a needle in a frame.
+        lift: places it in the sensor's frame.
+        threshold: probability from which a needle is reported.
+    """
+
+    def __init__(self, node: GuidanceNode, sensor: str,  # type: ignore[type-arg]
+                 detect: Callable[[Frame], PixelNeedle | None],
+                 lift: Callable[[PixelNeedle, Frame], NeedleEstimate],
+                 threshold: Callable[[], float]) -> None:
+        self._node, self._detect, self._lift, self._threshold = node, detect, lift, threshold
+        self._publisher = node.create_publisher(
+            PoseWithCovarianceStamped, f'{sensor}/needle', qos.OBSERVATION)
+        self._frames = self._needles = 0
+
+    def __call__(self, frame: Frame, frame_id: str) -> None:
+        """Look at one frame."""
+        self._frames += 1
+        found = self._detect(frame)
+        seen = found is not None and found.probability >= self._threshold()
+        calibrated = frame.projection.is_calibrated
+        self._node.health.set('geometry', calibrated, (
+            'the image is uncalibrated (k[0] == 0): a needle in it has no place in space'))
+        if found is not None and seen and calibrated:
+            self._needles += 1
+            self._publisher.publish(
+                needle_message(self._lift(found, frame), frame_id, frame.stamp_ns))
+        self._node.health.value('frames', self._frames)
+        self._node.health.value('needles', self._needles)
+        self._node.health.value('probability', f'{found.probability:.3f}' if found else '0')

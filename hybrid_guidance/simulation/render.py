@@ -1,0 +1,122 @@
+"""One X-ray and one ultrasound frame of a procedure in a simulated patient, with the truth."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from hybrid_guidance.geometry.projection import Projection
+from hybrid_guidance.geometry.rigid import inverse, transform_points
+from hybrid_guidance.geometry.types import Image, Transform
+from hybrid_guidance.procedure import Procedure
+from hybrid_guidance.simulation.anatomy import Patient, build_patient
+from hybrid_guidance.simulation.instruments import Needle, needle_on_path
+from hybrid_guidance.simulation.ultrasound import Scan, UltrasoundRenderer
+from hybrid_guidance.simulation.xray import Technique, XrayRenderer, display
+
+
+class RenderError(Exception):
+    """Pictures that cannot be written; the message says what, where and what to do."""
+
+
+def xray_renderer(procedure: Procedure, patient: Patient, seed: int) -> XrayRenderer:
+    """Return the renderer of a procedure's C-arm."""
+    setup = procedure.fluoroscopy
+    technique = Technique(
+        setup.kvp, setup.mas_per_pulse, setup.source_to_detector, setup.detector_size,
+        reference_distance=setup.source_to_isocentre - 0.15)
+    return XrayRenderer(patient, procedure.fluoroscopy_projection(), technique, seed)
+
+
+def ultrasound_renderer(procedure: Procedure, patient: Patient, seed: int) -> UltrasoundRenderer:
+    """Return the renderer of a procedure's probe."""
+    setup = procedure.ultrasound
+    return UltrasoundRenderer(patient, setup.probe, procedure.ultrasound_projection(), seed,
+                              Scan(depth=setup.depth))
+
+
+def procedure_needle(procedure: Procedure, depth: float | None = None) -> Needle:
+    """Return the needle on the planned path.
+
+    Args:
+        procedure: what is to be done.
+        depth: metres from the entry to the tip along the path; None is at the target.
+    """
+    depth = procedure.path_length if depth is None else depth
+    return needle_on_path(procedure.entry, procedure.target, depth, procedure.needle.diameter,
+                          procedure.needle.length)
+
+
+def render(procedure: Procedure, seed: int, needle_depth: float | None,
+           output: Path) -> dict[str, Any]:
+    """Write ``fluoroscopy.png``, ``ultrasound.png`` and ``truth.json`` into a folder.
+
+    ``fluoroscopy.png`` is for the eye (logarithmic, 8 bit); ``fluoroscopy_raw.png`` holds the
+    detector's 16-bit counts.
+
+    Args:
+        procedure: what is to be done.
+        seed: which patient, and the noise.
+        needle_depth: metres from the skin to the tip along the path; None is at the target.
+        output: folder; made if missing.
+
+    Returns:
+        What ``truth.json`` holds: poses in ``patient`` (metres), pixels of tip and shaft.
+
+    Raises:
+        RenderError: the folder cannot be written.
+    """
+    patient = build_patient(procedure.region, seed)
+    needle = procedure_needle(procedure, needle_depth)
+    counts = xray_renderer(procedure, patient, seed).render(
+        procedure.patient_T_fluoroscopy(), [needle])
+    slice_ = ultrasound_renderer(procedure, patient, seed).render(
+        procedure.patient_T_ultrasound(), [needle])
+    truth = _truth(procedure, seed, patient, needle)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        _write(output / 'fluoroscopy.png', display(counts))
+        _write(output / 'fluoroscopy_raw.png', counts)
+        _write(output / 'ultrasound.png', slice_)
+        (output / 'truth.json').write_text(json.dumps(truth, indent=2) + '\n', encoding='utf-8')
+    except OSError as error:
+        raise RenderError(f'{output}: cannot be written ({error}); name another folder') from error
+    return truth
+
+
+def _write(path: Path, picture: Image) -> None:
+    if not cv2.imwrite(str(path), picture):
+        raise OSError(f'{path.name} was refused')
+
+
+def _truth(procedure: Procedure, seed: int, patient: Patient, needle: Needle) -> dict[str, Any]:
+    tip = needle.pose[:3, 3]
+    return {
+        'simulated': True,
+        'procedure': procedure.name,
+        'seed': seed,
+        'patient_T_needle': needle.pose.tolist(),
+        'needle_tip_to_target': float(np.linalg.norm(tip - procedure.target)),
+        'needle_tip_to_bone': float(patient.distance('bone', tip)),
+        'fluoroscopy': _seen(procedure.patient_T_fluoroscopy(),
+                             procedure.fluoroscopy_projection(), needle, 'optical'),
+        'ultrasound': _seen(procedure.patient_T_ultrasound(),
+                            procedure.ultrasound_projection(), needle, 'image'),
+    }
+
+
+def _seen(patient_T_sensor: Transform, projection: Projection, needle: Needle,
+          frame: str) -> dict[str, Any]:
+    sensor_T_patient = inverse(patient_T_sensor)
+    points = transform_points(sensor_T_patient, needle.shaft)
+    pixels = projection.pixels(points)
+    return {
+        f'patient_T_{frame}': patient_T_sensor.tolist(),
+        'projection': projection.matrix.tolist(),
+        'size': [projection.width, projection.height],
+        'tip_pixel': pixels[1].tolist(),
+        'shaft_pixels': pixels.tolist(),
+        'tip_out_of_plane': float(points[1, 2]) if not projection.is_perspective else None,
+    }

@@ -1,0 +1,553 @@
+"""Fluoroscopy of a digital patient: perspective line integrals, spectrum, scatter, noise.
+
+Detector counts are proportional to photons: **air is bright**, bone and steel are dark.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from hybrid_guidance.geometry.projection import Projection
+from hybrid_guidance.geometry.rigid import inverse, transform_points
+from hybrid_guidance.geometry.types import Array, Points, Transform
+from hybrid_guidance.simulation.anatomy import Grid, Patient
+from hybrid_guidance.simulation.instruments import Needle
+from hybrid_guidance.simulation.tissues import WATER_LEVEL, density_table
+
+Picture = NDArray[np.float32]
+
+# Linear attenuation (1/m) at 35, 45, 55, 70 keV: NIST XCOM / NISTIR 5632 mass coefficients times
+# density: water; compact bone (ICRU 44, 1.92 g/cm³) ; stainless steel (as iron, 7.9 g/cm³).
+SOFT = (30.9, 24.6, 21.5, 19.3)
+BONE = (178.0, 104.0, 75.0, 52.0)
+STEEL = (4170.0, 2040.0, 1190.0, 640.0)
+# Share of the absorbed signal in each bin: 80 kVp tungsten, 3 mm Al and 0.1 mm Cu, 0.5 mm CsI.
+SPECTRUM_80 = (0.20, 0.32, 0.31, 0.17)
+# Photons per m² and Gy of air kerma, RQA5 (IEC 62220-1: 30 174 per mm² and µGy).
+PHOTONS_PER_KERMA = 30174e12
+# Air kerma at 1 m from the source, Gy/(mA·s) at 80 kVp and 3 mm Al, rising with the square of
+# the voltage (AAPM Report 25; NCRP Report 147 gives 50-90 µGy per mA·s; the copper halves it).
+OUTPUT_AT_80_KVP = 40e-6
+
+
+@dataclass(frozen=True)
+class Technique:
+    """How a pulse is made and recorded.
+
+    Attributes:
+        kvp: tube voltage, kV.
+        mas_per_pulse: tube charge of one pulse, mA·s.
+        source_to_detector: metres.
+        detector_size: (width, height) in metres.
+        reference_distance: source to the patient entrance reference point, metres
+            (IEC 60601-2-43: 15 cm from the isocentre towards the source).
+        quantum_efficiency: share of the photons that are recorded.
+        full_scale_kerma: air kerma at the detector that reads 65535, Gy; more saturates.
+        blur: standard deviation of the detector's point spread, metres.
+        scatter_to_primary: mean over the body, after the grid.
+        equalisation: share of the missing thickness that the wedge filters in the collimator
+            make up where the body is thin; without them the skin burns out.
+        electronic_noise: standard deviation, photons.
+        noise: False for a noiseless detector.
+    """
+
+    kvp: float = 80.0
+    mas_per_pulse: float = 0.6
+    source_to_detector: float = 1.0
+    detector_size: tuple[float, float] = (0.30, 0.30)
+    reference_distance: float = 0.45
+    quantum_efficiency: float = 0.7
+    full_scale_kerma: float = 2.2e-6
+    blur: float = 0.00017
+    scatter_to_primary: float = 0.35
+    equalisation: float = 0.65
+    electronic_noise: float = 4.0
+    noise: bool = True
+
+
+class XrayRenderer:
+    """Renders X-ray pulses of one patient.
+
+    The anatomy is integrated when the C-arm has moved, and kept while it stands.
+
+    Args:
+        patient: voxels in ``patient``.
+        projection: perspective, optical frame (x right, y down, z to the detector) to pixels.
+        technique: tube and detector.
+        seed: of the quantum noise.
+        anatomy_step: detector pixels per side of one integrated ray (1 or 2).
+    """
+
+    def __init__(self, patient: Patient, projection: Projection, technique: Technique,
+                 seed: int = 0, anatomy_step: int = 2) -> None:
+        self.patient = patient
+        self.projection = projection
+        self.technique = technique
+        self._step = anatomy_step
+        self._size = (projection.width, projection.height)
+        self._soft = _Stack(cv2.LUT(patient.labels, density_table()), patient.grid)
+        self._bone = _Stack(patient.mineral, patient.grid)
+        self._around = (None if patient.surround is None
+                        else _Stack(patient.surround.density, patient.surround.grid))
+        self._weights = _spectrum(technique.kvp)
+        self._photons = self._photons_per_pixel()
+        self._gain = 65535.0 / (self._photons * technique.full_scale_kerma
+                                / self.detector_air_kerma_per_pulse())
+        self._rng = np.random.default_rng(seed)
+        self._bank = self._noise_bank()
+        self._pose: Transform | None = None
+        self._dirty: list[tuple[slice, slice]] = []
+        self._allocate()
+
+    def render(self, patient_T_optical: Transform, needles: Sequence[Needle] = ()) -> (
+            NDArray[np.uint16]):
+        """Return one pulse.
+
+        Args:
+            patient_T_optical: (4, 4) pose of the X-ray source.
+            needles: steel in the beam.
+
+        Returns:
+            (H, W) uint16 detector counts, proportional to photons; the caller owns it.
+        """
+        mean = self.expected(patient_T_optical, needles)
+        if self.technique.noise:
+            deviation = self._deviation
+            cv2.multiply(deviation, self._noise(), dst=self._out)
+            cv2.add(self._out, mean, dst=self._out)
+        else:
+            self._out[:] = mean
+        # Rounds and saturates in one pass.
+        return np.asarray(cv2.multiply(self._out, self._gain, dtype=cv2.CV_16U), np.uint16)
+
+    def expected(self, patient_T_optical: Transform, needles: Sequence[Needle] = ()) -> Picture:
+        """Return the mean recorded photons per pixel, (H, W) float32, before noise.
+
+        The array is reused by the next call.
+        """
+        if self._pose is None or not np.array_equal(self._pose, patient_T_optical):
+            self._look(patient_T_optical)
+            self._pose = np.array(patient_T_optical)
+        else:
+            for window in self._dirty:
+                self._mean[window] = self._still[window]
+                self._deviation[window] = self._still_deviation[window]
+        self._dirty = list(self._insert(patient_T_optical, needles))
+        return self._mean
+
+    def line_integrals(self, patient_T_optical: Transform) -> tuple[Picture, Picture]:
+        """Return the metres of soft tissue (as water) and of compact bone along each ray.
+
+        Returns:
+            Two (H / step, W / step) float32; pixel i covers detector pixels i·step to
+            i·step + step - 1.
+        """
+        shape = (self._size[1] // self._step, self._size[0] // self._step)
+        matrix = _coarse(self._step) @ self.projection.matrix
+        soft = self._soft.integrate(matrix, patient_T_optical, shape) / WATER_LEVEL
+        bone = self._bone.integrate(matrix, patient_T_optical, shape) / 255.0
+        if self._around is not None:
+            coarse = (shape[0] // 4, shape[1] // 4)
+            rough = self._around.integrate(_coarse(4) @ matrix, patient_T_optical, coarse)
+            soft += cv2.resize(rough, shape[::-1], interpolation=cv2.INTER_LINEAR) / WATER_LEVEL
+        return soft, bone
+
+    def detector_air_kerma_per_pulse(self) -> float:
+        """Return the air kerma of one pulse at the detector, without a patient, Gy."""
+        return self.air_kerma_per_pulse(self.technique.source_to_detector)
+
+    def air_kerma_per_pulse(self, distance: float | None = None) -> float:
+        """Return the air kerma of one pulse free in air, Gy.
+
+        Args:
+            distance: from the source, metres; None is the reference point.
+        """
+        distance = self.technique.reference_distance if distance is None else distance
+        voltage = self.technique.kvp / 80.0
+        at_one_metre = OUTPUT_AT_80_KVP * voltage**2 * self.technique.mas_per_pulse
+        return at_one_metre / distance**2
+
+    def kerma_area_product_per_pulse(self) -> float:
+        """Return the kerma-area product of one pulse, Gy·m²; the same at every distance."""
+        width, height = self.technique.detector_size
+        return self.detector_air_kerma_per_pulse() * width * height
+
+    def _photons_per_pixel(self) -> float:
+        width, height = self.technique.detector_size
+        area = width * height / (self._size[0] * self._size[1])
+        return (self.detector_air_kerma_per_pulse() * PHOTONS_PER_KERMA * area
+                * self.technique.quantum_efficiency)
+
+    def _allocate(self) -> None:
+        shape = (self._size[1], self._size[0])
+        self._mean: Picture = np.zeros(shape, np.float32)
+        self._still: Picture = np.zeros(shape, np.float32)
+        self._scatter: Picture = np.zeros(shape, np.float32)
+        self._deviation: Picture = np.zeros(shape, np.float32)
+        self._still_deviation: Picture = np.zeros(shape, np.float32)
+        self._out: Picture = np.zeros(shape, np.float32)
+        self._bins: list[Picture] = [np.zeros(shape, np.float32) for _ in self._weights]
+
+    def _noise_bank(self) -> Picture:
+        """Unit normal noise, larger than an image so that each pulse takes another part."""
+        shape = (self._size[1] + 128, self._size[0] + 128)
+        bank = np.empty(shape, np.float32)
+        self._rng.standard_normal(dtype=np.float32, out=bank)
+        return bank
+
+    def _noise(self) -> Picture:
+        top, left = (int(value) for value in self._rng.integers(0, 128, 2))
+        part = self._bank[top:top + self._size[1], left:left + self._size[0]]
+        flip = int(self._rng.integers(0, 4))
+        return part[::1 - 2 * (flip & 1), ::1 - (flip & 2)]
+
+    def _spread(self, picture: Picture, sigma: float) -> Picture:
+        if sigma <= 0.0:
+            return picture
+        return np.asarray(cv2.GaussianBlur(picture, (0, 0), sigma,
+                                           borderType=cv2.BORDER_REPLICATE), np.float32)
+
+    @property
+    def _blur_pixels(self) -> float:
+        return self.technique.blur * self._size[0] / self.technique.detector_size[0]
+
+    def _look(self, patient_T_optical: Transform) -> None:
+        """Fill everything that depends on the C-arm but not on needles."""
+        soft, bone = self.line_integrals(patient_T_optical)
+        total = np.zeros_like(soft)
+        incident = self._wedge(soft)
+        for index, weight in enumerate(self._weights):
+            passed = cv2.exp(-SOFT[index] * soft - BONE[index] * bone)
+            passed *= incident * np.float32(weight * self._photons)
+            total += passed
+            cv2.resize(passed, self._size, dst=self._bins[index],
+                       interpolation=cv2.INTER_LINEAR)
+        cv2.resize(self._scattered(total), self._size, dst=self._scatter,
+                   interpolation=cv2.INTER_LINEAR)
+        primary: Picture = np.asarray(np.sum(self._bins, axis=0), np.float32)
+        self._still[:] = self._spread(primary, self._blur_pixels) + self._scatter
+        self._still_deviation[:] = self._noise_level(self._still)
+        self._mean[:] = self._still
+        self._deviation[:] = self._still_deviation
+
+    def _wedge(self, soft: Picture) -> Picture:
+        """Return the share of the beam that the wedge filters let through, smooth."""
+        body = soft > 0.02
+        if self.technique.equalisation <= 0.0 or not np.any(body):
+            return np.ones_like(soft)
+        small = cv2.resize(soft, None, fx=0.125, fy=0.125, interpolation=cv2.INTER_AREA)
+        low = self._spread(small, 0.07 * small.shape[1])
+        missing = np.maximum(np.float32(np.median(soft[body])) - low, 0.0)
+        wedge = cv2.exp(np.float32(-SOFT[2] * self.technique.equalisation) * missing)
+        return np.asarray(cv2.resize(wedge, soft.shape[::-1], interpolation=cv2.INTER_LINEAR))
+
+    def _noise_level(self, mean: Picture) -> Picture:
+        return np.asarray(cv2.sqrt(mean + np.float32(self.technique.electronic_noise**2)),
+                          np.float32)
+
+    def _scattered(self, primary: Picture) -> Picture:
+        """Forward scatter: a wide blur of p·exp(-p) (Ohnesorge et al., Eur Radiol 1999;9:563)."""
+        ratio = self.technique.scatter_to_primary
+        depth = -np.log(np.maximum(primary / np.float32(self._photons), 1e-8))
+        body = depth > 0.5
+        if ratio <= 0.0 or not np.any(body):
+            return np.zeros_like(primary)
+        source = cv2.resize(primary * depth, None, fx=0.125, fy=0.125,
+                            interpolation=cv2.INTER_AREA)
+        wide = self._spread(source, 0.1 * source.shape[1])
+        wide = cv2.resize(wide, primary.shape[::-1], interpolation=cv2.INTER_LINEAR)
+        return np.asarray(wide * (ratio * primary[body].mean() / wide[body].mean()), np.float32)
+
+    def _insert(self, patient_T_optical: Transform,
+                needles: Sequence[Needle]) -> Iterator[tuple[slice, slice]]:
+        """Put needles into the mean image, each only where it is."""
+        optical_T_patient = inverse(patient_T_optical)
+        margin = int(np.ceil(4 * self._blur_pixels)) + 2
+        for window in _windows(self.projection, optical_T_patient, needles, margin):
+            primary = np.zeros([piece.stop - piece.start for piece in window], np.float32)
+            passed = self._passed(window, optical_T_patient, needles)
+            for level, share in zip(self._bins, passed, strict=True):
+                primary += level[window] * share
+            blurred = self._spread(primary, self._blur_pixels) + self._scatter[window]
+            core = _shrunk(window, margin // 2, self._size)
+            inner = _relative(core, window)
+            self._mean[core] = blurred[inner]
+            self._deviation[core] = self._noise_level(blurred[inner])
+            yield core
+
+    def _passed(self, window: tuple[slice, slice], optical_T_patient: Transform,
+                needles: Sequence[Needle]) -> Picture:
+        """Return the share of each energy bin that steel lets through, (bins, h, w)."""
+        shape = [piece.stop - piece.start for piece in window]
+        passed = np.ones((len(STEEL), *shape), np.float32)
+        for needle in needles:
+            for part in _cylinders(needle):
+                rows, columns, chords = part.chords(window, self.projection, optical_T_patient)
+                for share, attenuation in zip(passed, STEEL, strict=True):
+                    share[rows, columns] *= np.exp(chords * np.float32(-attenuation)).mean(axis=1)
+        return passed
+
+
+class _Stack:
+    """A volume of uint8, integrated along rays slice by slice.
+
+    A slice is a plane, and a pinhole maps a plane to the detector by a homography.
+    """
+
+    def __init__(self, voxels: NDArray[np.uint8], grid: Grid) -> None:
+        self._grid = grid
+        self._sources = voxels
+        self._stacks: dict[int, tuple[NDArray[np.uint8], list[tuple[int, int, int, int]]]] = {}
+
+    def _stack(self, axis: int) -> tuple[NDArray[np.uint8], list[tuple[int, int, int, int]]]:
+        """Return slices across an axis (0 is x) and the box (l, t, r, b) that is not empty."""
+        if axis not in self._stacks:
+            order = {0: (2, 0, 1), 1: (1, 0, 2), 2: (0, 1, 2)}[axis]
+            slices = np.ascontiguousarray(self._sources.transpose(order))
+            self._stacks[axis] = slices, [_extent(layer) for layer in slices]
+        return self._stacks[axis]
+
+    def integrate(self, matrix: Array, patient_T_optical: Transform,
+                  shape: tuple[int, int]) -> Picture:
+        """Return the sum of voxel values times metres along every ray, (H, W) float32."""
+        axis = int(np.argmax(np.abs(patient_T_optical[:3, 2])))
+        slices, extents = self._stack(axis)
+        across = [index for index in (0, 1, 2) if index != axis]
+        camera = matrix @ inverse(patient_T_optical)
+        total = np.zeros(shape, np.float32)
+        sums = np.zeros(shape, np.uint16)
+        layer = np.zeros(shape, np.uint8)
+        for index, (left, top, right, bottom) in enumerate(extents):
+            if right <= left:
+                continue
+            homography = self._homography(camera, axis, across, index)
+            homography = homography @ np.array([[1, 0, left], [0, 1, top], [0, 0, 1.0]])
+            part = slices[index, top:bottom, left:right]
+            window = _covered(homography, part.shape, shape)
+            if window is None:
+                continue
+            shift = np.array([[1, 0, -window[1].start], [0, 1, -window[0].start], [0, 0, 1.0]])
+            view = layer[:window[0].stop - window[0].start, :window[1].stop - window[1].start]
+            cv2.warpPerspective(part, shift @ homography, view.shape[::-1], dst=view,
+                                flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
+            np.add(sums[window], view, out=sums[window])
+            if index % 256 == 255:
+                total += sums
+                sums[:] = 0
+        total += sums
+        return np.asarray(total * self._thickness(matrix, patient_T_optical, axis, shape),
+                          np.float32)
+
+    def _homography(self, camera: Array, axis: int, across: list[int], index: int) -> Array:
+        """Return the (3, 3) map from (column, row, 1) of a slice to pixels."""
+        plane = np.zeros((4, 3))
+        plane[across[0], 0] = plane[across[1], 1] = self._grid.spacing
+        plane[:3, 2] = self._grid.origin
+        plane[axis, 2] += index * self._grid.spacing
+        plane[3, 2] = 1.0
+        return np.asarray(camera @ plane)
+
+    def _thickness(self, matrix: Array, patient_T_optical: Transform, axis: int,
+                   shape: tuple[int, int]) -> Picture:
+        """Return the metres of each ray between neighbouring slices, (H, W)."""
+        columns = (np.arange(shape[1], dtype=np.float32) - matrix[0, 2]) / matrix[0, 0]
+        rows = (np.arange(shape[0], dtype=np.float32)[:, None] - matrix[1, 2]) / matrix[1, 1]
+        along = (patient_T_optical[axis, 0] * columns + patient_T_optical[axis, 1] * rows
+                 + patient_T_optical[axis, 2])
+        length = np.sqrt(1.0 + columns**2 + rows**2)
+        return np.asarray(self._grid.spacing * length / np.abs(along), np.float32)
+
+
+@dataclass(frozen=True)
+class _Cylinder:
+    """A solid or hollow cylinder with flat ends: from ``start`` to ``end`` behind the tip."""
+
+    pose: Transform
+    start: float
+    end: float
+    radius: float
+    bore: float
+    steel: float
+
+    @property
+    def ends(self) -> Points:
+        return np.asarray(self.pose[:3, 3]
+                          - np.array([[self.start], [self.end]]) * self.pose[:3, 2])
+
+    def chords(self, window: tuple[slice, slice], projection: Projection,
+               optical_T_patient: Transform) -> (
+            tuple[NDArray[np.int64], NDArray[np.int64], Picture]):
+        """Return the pixels of a window that it may darken, and the metres of steel there.
+
+        A pixel is wide against a needle, so each has several rays.
+
+        Returns:
+            Rows and columns within the window, (N,) each, and (N, rays) metres.
+        """
+        ends = transform_points(optical_T_patient, self.ends)
+        rows, columns = _near(projection, window, ends, self.radius)
+        first = np.array([window[1].start, window[0].start])
+        pixels = np.stack([columns, rows], axis=-1)[:, None, :] + first + _SUBPIXELS
+        cylinder_T_optical = inverse(optical_T_patient @ self.pose)
+        rays = _directions(projection, pixels) @ cylinder_T_optical[:3, :3].T
+        source = cylinder_T_optical[:3, 3]
+        chord = self._chord(rays, source, self.radius)
+        if self.bore > 0.0:
+            chord -= self._chord(rays, source, self.bore)
+        return rows, columns, np.asarray(self.steel * chord, np.float32)
+
+    def _chord(self, rays: Array, source: Points, radius: float) -> Array:
+        """Return the metres inside for (..., 3) unit rays from ``source``, cylinder frame."""
+        a = np.maximum(rays[..., 0] ** 2 + rays[..., 1] ** 2, 1e-12)
+        b = rays[..., 0] * source[0] + rays[..., 1] * source[1]
+        root = np.sqrt(np.maximum(b * b - a * (source[0]**2 + source[1]**2 - radius**2), 0.0))
+        near, far = (-b - root) / a, (-b + root) / a
+        slope = np.where(np.abs(rays[..., 2]) < 1e-9, 1e-9, rays[..., 2])
+        first, last = (-self.end - source[2]) / slope, (-self.start - source[2]) / slope
+        return np.asarray(np.maximum(np.minimum(far, np.maximum(first, last))
+                                     - np.maximum(near, np.minimum(first, last)), 0.0))
+
+
+def display(counts: NDArray[np.uint16]) -> NDArray[np.uint8]:
+    """Return an (H, W) uint8 picture for the eye: logarithmic, air bright, 1 to 99 % shown."""
+    picture = cv2.log(counts.astype(np.float32) + np.float32(30.0))
+    low, high = np.percentile(picture[::8, ::8], (0.3, 97.0))
+    grey = np.clip((picture - low) * (255.0 / max(high - low, 1e-6)), 0, 255)
+    return np.asarray(grey, np.uint8)
+
+
+def _spectrum(kvp: float) -> tuple[float, ...]:
+    """Return the weights of the energy bins: harder with voltage, equal sum."""
+    tilt = (kvp - 80.0) / 80.0
+    raw = [weight * np.exp(tilt * (energy - 50.0) / 15.0)
+           for weight, energy in zip(SPECTRUM_80, (35.0, 45.0, 55.0, 70.0), strict=True)]
+    return tuple(float(value / sum(raw)) for value in raw)
+
+
+def _coarse(step: int) -> Array:
+    """Return the (3, 3) map from pixels to pixels ``step`` times as large."""
+    shift = 0.5 / step - 0.5
+    return np.array([[1.0 / step, 0.0, shift], [0.0, 1.0 / step, shift], [0.0, 0.0, 1.0]])
+
+
+def _extent(layer: NDArray[np.uint8]) -> tuple[int, int, int, int]:
+    left, top, width, height = cv2.boundingRect(layer)
+    if width == 0:
+        return 0, 0, 0, 0
+    return (max(left - 1, 0), max(top - 1, 0), min(left + width + 1, layer.shape[1]),
+            min(top + height + 1, layer.shape[0]))
+
+
+def _covered(homography: Array, source: tuple[int, ...],
+             shape: tuple[int, int]) -> tuple[slice, slice] | None:
+    """Return the rows and columns of the image that a slice can reach."""
+    height, width = source
+    corners = np.array([[-1.0, width, width, -1.0], [-1.0, -1.0, height, height],
+                        [1.0, 1.0, 1.0, 1.0]])
+    image = homography @ corners
+    if np.any(image[2] <= 1e-6):
+        return slice(0, shape[0]), slice(0, shape[1])
+    pixels = image[:2] / image[2]
+    low = np.maximum(np.floor(pixels.min(axis=1)), 0).astype(int)
+    high = np.minimum(np.ceil(pixels.max(axis=1)) + 1, shape[::-1]).astype(int)
+    if np.any(low >= high):
+        return None
+    return slice(int(low[1]), int(high[1])), slice(int(low[0]), int(high[0]))
+
+
+def _cylinders(needle: Needle) -> tuple[_Cylinder, _Cylinder]:
+    return (_Cylinder(needle.pose, 0.0, needle.length, needle.diameter / 2, needle.bore / 2, 1.0),
+            _Cylinder(needle.pose, needle.length, needle.length + needle.hub_length,
+                      needle.hub_diameter / 2, 0.0, needle.hub_steel))
+
+
+def _bounds(projection: Projection, ends: Points, radius: float,
+            margin: int) -> tuple[slice, slice]:
+    """Return rows and columns of a box round a segment (2, 3) in the optical frame, clipped."""
+    depth = np.maximum(ends[:, 2:], 1e-3)
+    pixels = projection.pixels(np.concatenate([ends[:, :2], depth], axis=1))
+    reach = radius * projection.matrix[0, 0] / float(depth.min()) + margin
+    low = np.floor(pixels.min(axis=0) - reach)
+    high = np.ceil(pixels.max(axis=0) + reach) + 1
+    size = (projection.width, projection.height)
+    columns, rows = (slice(int(np.clip(a, 0, n)), int(np.clip(b, 0, n)))
+                     for a, b, n in zip(low, high, size, strict=True))
+    return rows, columns
+
+
+def _windows(projection: Projection, optical_T_patient: Transform, needles: Sequence[Needle],
+             margin: int) -> Iterator[tuple[slice, slice]]:
+    """Return boxes that hold all needles and do not overlap."""
+    boxes = []
+    for needle in needles:
+        for part in _cylinders(needle):
+            ends = transform_points(optical_T_patient, part.ends)
+            rows, columns = _bounds(projection, ends, part.radius, 2 * margin)
+            if rows.start < rows.stop and columns.start < columns.stop:
+                boxes.append((rows, columns))
+    yield from _merged(boxes)
+
+
+def _merged(boxes: list[tuple[slice, slice]]) -> list[tuple[slice, slice]]:
+    result: list[tuple[slice, slice]] = []
+    for box in boxes:
+        rows, columns = box
+        while touching := [other for other in result if _touch((rows, columns), other)]:
+            for other in touching:
+                result.remove(other)
+            group = [(rows, columns), *touching]
+            rows, columns = (slice(min(item[axis].start for item in group),
+                                   max(item[axis].stop for item in group)) for axis in (0, 1))
+        result.append((rows, columns))
+    return result
+
+
+def _touch(first: tuple[slice, slice], second: tuple[slice, slice]) -> bool:
+    return all(a.start < b.stop and b.start < a.stop for a, b in zip(first, second, strict=True))
+
+
+def _shrunk(window: tuple[slice, slice], margin: int,
+            size: tuple[int, int]) -> tuple[slice, slice]:
+    """Take the edge off a window, where a blur saw no neighbours, but not off the image."""
+    rows, columns = (slice(piece.start + (margin if piece.start > 0 else 0),
+                           piece.stop - (margin if piece.stop < limit else 0))
+                     for piece, limit in zip(window, size[::-1], strict=True))
+    return rows, columns
+
+
+def _relative(inner: tuple[slice, slice], outer: tuple[slice, slice]) -> tuple[slice, slice]:
+    rows, columns = (slice(a.start - b.start, a.stop - b.start)
+                     for a, b in zip(inner, outer, strict=True))
+    return rows, columns
+
+
+def _near(projection: Projection, window: tuple[slice, slice], ends: Points,
+          radius: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the pixels of a window that a thick segment (2, 3) may touch."""
+    depth = np.maximum(ends[:, 2:], 1e-3)
+    start, end = projection.pixels(np.concatenate([ends[:, :2], depth], axis=1))
+    reach = radius * projection.matrix[0, 0] / float(depth.min()) + 1.0
+    x = np.arange(window[1].start, window[1].stop, dtype=np.float32) - np.float32(start[0])
+    y = np.arange(window[0].start, window[0].stop, dtype=np.float32) - np.float32(start[1])
+    axis = (end - start).astype(np.float32)
+    along = (x * axis[0] + y[:, None] * axis[1]) / np.float32(max(float(axis @ axis), 1e-6))
+    np.clip(along, 0.0, 1.0, out=along)
+    distance = (x - along * axis[0]) ** 2 + (y[:, None] - along * axis[1]) ** 2
+    rows, columns = np.nonzero(distance < reach**2)
+    return rows, columns
+
+
+def _directions(projection: Projection, pixels: Array) -> Array:
+    """Return the (..., 3) unit rays of (..., 2) pixels in the optical frame."""
+    matrix = projection.matrix
+    rays = np.ones((*pixels.shape[:-1], 3))
+    rays[..., 0] = (pixels[..., 0] - matrix[0, 2]) / matrix[0, 0]
+    rays[..., 1] = (pixels[..., 1] - matrix[1, 2]) / matrix[1, 1]
+    rays /= np.sqrt(rays[..., :1] ** 2 + rays[..., 1:2] ** 2 + 1.0)
+    return rays
+
+
+_SUBPIXELS = np.stack(np.meshgrid(*[np.arange(4) / 4 - 0.375] * 2), axis=-1).reshape(16, 2)

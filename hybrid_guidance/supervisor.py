@@ -1,0 +1,125 @@
+"""Starting the nodes as processes, watching them, and stopping exactly those."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+PARENT = 'HYBRID_GUIDANCE_PARENT'
+"""Environment variable with the process whose end ends a node (see ``ros.node.run``)."""
+
+_LAST_LINES = 15
+_GRACE_S = 5.0
+
+
+@dataclass
+class Child:
+    """One running node.
+
+    Attributes:
+        name: of the node.
+        process: it runs in.
+        lines: what it printed last.
+    """
+
+    name: str
+    process: 'subprocess.Popen[str]'
+    lines: deque[str] = field(default_factory=lambda: deque(maxlen=_LAST_LINES))
+    reader: threading.Thread | None = None
+
+
+class Supervisor:
+    """Runs a set of nodes.
+
+    Args:
+        on_line: called with (node, line) for everything that a node prints.
+        on_death: called with (node, exit status, its last lines) when a node ends by itself.
+        environment: of the nodes.
+    """
+
+    def __init__(self, on_line: Callable[[str, str], None],
+                 on_death: Callable[[str, int, Sequence[str]], None],
+                 environment: Mapping[str, str]) -> None:
+        self._on_line, self._on_death = on_line, on_death
+        self._environment = {**environment, PARENT: str(os.getpid()), 'PYTHONUNBUFFERED': '1'}
+        self.children: dict[str, Child] = {}
+
+    def start(self, name: str, command: Sequence[str]) -> None:
+        """Start one node in a session of its own, so that Ctrl-C reaches only us."""
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                                   stderr=subprocess.STDOUT, text=True, errors='replace',
+                                   env=self._environment, start_new_session=True)
+        child = Child(name, process)
+        child.reader = threading.Thread(target=self._read, args=(child,), daemon=True)
+        child.reader.start()
+        self.children[name] = child
+
+    def watch(self) -> list[str]:
+        """Report every node that has ended since the last call; return their names."""
+        ended = [child for child in self.children.values() if child.process.poll() is not None]
+        for child in ended:
+            if child.reader is not None:
+                child.reader.join(timeout=1.0)
+            del self.children[child.name]
+            self._on_death(child.name, child.process.returncode, tuple(child.lines))
+        return [child.name for child in ended]
+
+    def stop(self) -> list[str]:
+        """End every node: interrupt, then kill what does not go; return who was killed."""
+        for child in self.children.values():
+            _signal(child, signal.SIGINT)
+        deadline = time.monotonic() + _GRACE_S
+        killed = []
+        for child in self.children.values():
+            try:
+                child.process.wait(timeout=max(deadline - time.monotonic(), 0.1))
+            except subprocess.TimeoutExpired:
+                killed.append(child.name)
+                _signal(child, signal.SIGKILL)
+                child.process.wait()
+        self.children.clear()
+        return killed
+
+    def _read(self, child: Child) -> None:
+        assert child.process.stdout is not None
+        for line in child.process.stdout:
+            text = line.rstrip('\n')
+            child.lines.append(text)
+            self._on_line(child.name, text)
+
+
+def _signal(child: Child, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        child.process.send_signal(number)
+
+
+def ros_arguments(name: str, parameters: Mapping[str, Any], namespace: str = '',
+                  params_file: str = '', log_level: str = 'info') -> list[str]:
+    """Return the ``--ros-args`` for one node; its own parameters win over the file's."""
+    arguments = ['--ros-args', '-r', f'__node:={name}', '--log-level', log_level]
+    if namespace:
+        arguments += ['-r', f'__ns:=/{namespace.strip("/")}']
+    if params_file:
+        arguments += ['--params-file', params_file]
+    for parameter, value in parameters.items():
+        if value != '':
+            arguments += ['-p', f'{parameter}:={_yaml(value)}']
+    return arguments
+
+
+def node_command(name: str, *arguments: str) -> list[str]:
+    """Return the command that runs a node of this package."""
+    return [sys.executable, '-m', f'hybrid_guidance.nodes.{name}', *arguments]
+
+
+def _yaml(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value)

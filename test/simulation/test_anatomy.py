@@ -1,0 +1,145 @@
+"""The digital patient against what its solids say, and against itself."""
+
+import numpy as np
+import pytest
+
+from hybrid_guidance.geometry.rigid import transform_points
+from hybrid_guidance.procedure import load_procedure
+from hybrid_guidance.simulation import shapes
+from hybrid_guidance.simulation.anatomy import (
+    AnatomyError,
+    Grid,
+    Patient,
+    build_patient,
+    build_structures,
+)
+from hybrid_guidance.simulation.tissues import Tissue
+
+
+@pytest.fixture(scope='module')
+def patient() -> Patient:
+    return build_patient('lumbar', 1)
+
+
+def voxel(patient: Patient, point: np.ndarray) -> tuple[int, int, int]:
+    x, y, z = np.round((point - patient.grid.origin) / patient.grid.spacing).astype(int)
+    return int(z), int(y), int(x)
+
+
+def test_shapes_are_distances() -> None:
+    """Walking along the gradient by the distance ends on the surface (to first order)."""
+    rng = np.random.default_rng(3)
+    solids = {
+        'capsule': shapes.capsule(np.zeros(3), np.array([0.02, 0.01, 0.0]), 0.004),
+        'box': shapes.box(np.zeros(3), np.array([0.01, 0.02, 0.005]), 0.002),
+        'ellipsoid': shapes.ellipsoid(np.zeros(3), np.array([0.012, 0.01, 0.008])),
+        'drum': shapes.drum(np.zeros(3), np.array([0.02, 0.019, 0.013]), 0.002),
+        'tube': shapes.tube(np.array([[0, 0, 0], [0.01, 0, 0.01], [0.01, 0.01, 0.02]]), 0.003),
+    }
+    for name, solid in solids.items():
+        points = rng.uniform(solid.lower, solid.upper, (4000, 3))
+        near = points[np.abs(solid.at(points)) < 0.001]
+        step = 1e-5
+        slopes = np.stack([(solid.at(near + step * axis) - solid.at(near - step * axis))
+                           / (2 * step) for axis in np.eye(3)], axis=-1)
+        assert np.median(np.linalg.norm(slopes, axis=-1)) == pytest.approx(1.0, abs=0.05), name
+        assert np.all(solid.at(points) > -0.03), name
+
+
+def test_capsule_distance_is_exact() -> None:
+    solid = shapes.capsule(np.zeros(3), np.array([0.0, 0.0, 0.1]), 0.01)
+    points = np.array([[0.03, 0.0, 0.05], [0.0, 0.0, 0.13], [0.0, 0.004, 0.05]])
+    np.testing.assert_allclose(solid.at(points), [0.02, 0.02, -0.006], atol=1e-9)
+
+
+def test_placing_a_solid_moves_and_scales_its_distances() -> None:
+    solid = shapes.ellipsoid(np.zeros(3), np.full(3, 0.01))
+    pose = np.eye(4)
+    pose[:3, :3] = [[0, -1, 0], [1, 0, 0], [0, 0, 1]]
+    pose[:3, 3] = (0.1, 0.2, 0.3)
+    moved = shapes.placed(solid, pose, 2.0)
+    point = transform_points(pose, np.array([0.05, 0.0, 0.0]))
+    assert float(moved.at(point)) == pytest.approx(0.03, rel=1e-6)
+    np.testing.assert_allclose(moved.upper - moved.lower, 0.04, rtol=1e-6)
+
+
+def test_cut_takes_away_the_side_that_the_normal_points_to() -> None:
+    ball = shapes.ellipsoid(np.zeros(3), np.full(3, 0.01))
+    half = shapes.cut(ball, np.zeros(3), np.array([1.0, 0.0, 0.0]))
+    assert float(half.at(np.array([0.004, 0.0, 0.0]))) == pytest.approx(0.004)
+    assert float(half.at(np.array([-0.004, 0.0, 0.0]))) < 0.0
+
+
+def test_voxels_agree_with_the_solids_that_filled_them(patient: Patient) -> None:
+    rng = np.random.default_rng(0)
+    low = patient.grid.origin
+    high = low + patient.grid.spacing * (np.array(patient.grid.shape[::-1]) - 1)
+    points = rng.uniform(low, high, (20000, 3))
+    x, y, z = np.round((points - low) / patient.grid.spacing).astype(int).T
+    centres = low + patient.grid.spacing * np.stack([x, y, z], axis=-1)
+    distance = patient.distance('bone', centres)
+    bony = np.isin(patient.labels[z, y, x], (Tissue.CORTICAL, Tissue.CANCELLOUS))
+    clear = np.abs(distance) > 0.0012  # bones meet bluntly in voxels and smoothly in no union
+    assert np.mean(bony[clear] == (distance[clear] < 0.0)) > 0.9995
+    assert np.all(patient.bone[z, y, x][distance > 0.001] == 0)
+    assert np.all(patient.bone[z, y, x][distance < -0.0015] >= 254)
+
+
+@pytest.mark.parametrize(('point', 'tissue'), [
+    ((0.0, 0.0, 0.0), Tissue.CANCELLOUS), ((0.0, 0.027, 0.0), Tissue.FLUID),
+    ((0.0, 0.001, -0.019), Tissue.DISC), ((0.040, 0.004, 0.010), Tissue.MUSCLE),
+    ((0.045, 0.055, 0.0), Tissue.MUSCLE), ((0.030, 0.080, 0.0), Tissue.FAT),
+    ((0.030, 0.095, 0.0), Tissue.AIR)])
+def test_organs_are_where_anatomy_says(point: tuple[float, float, float],
+                                       tissue: Tissue) -> None:
+    mean = mean_patient()
+    assert mean.labels[voxel(mean, np.array(point))] == tissue
+
+
+_MEAN: list[Patient] = []
+
+
+def mean_patient() -> Patient:
+    if not _MEAN:
+        _MEAN.append(build_patient('lumbar', 0))
+    return _MEAN[0]
+
+
+def test_facet_joint_has_a_gap_between_two_bones(patient: Patient) -> None:
+    """Along the line across the joint: L4's process, cartilage or ligament, L5's process."""
+    joint = build_structures('lumbar', 1)['cartilage_L4_L5_left']
+    centre = (joint.lower + joint.upper) / 2
+    assert 0.0005 < float(patient.distance('L4', centre)) < 0.003
+    assert 0.0005 < float(patient.distance('L5', centre)) < 0.003
+
+
+def test_patients_differ_but_keep_the_target(patient: Patient) -> None:
+    procedure = load_procedure('lumbar_facet_injection')
+    other = build_structures('lumbar', 2)
+    beside = np.array([0.044, 0.034, 0.040])
+    assert abs(float(other['bone'].at(beside)) - float(patient.distance('bone', beside))) > 1e-4
+    near = [float(solids['bone'].at(procedure.target))
+            for solids in (patient.structures, other)]
+    assert near[0] == pytest.approx(near[1], abs=3e-4)
+
+
+def test_same_seed_builds_the_same_patient(patient: Patient) -> None:
+    again = build_patient('lumbar', 1)
+    assert np.array_equal(again.labels, patient.labels)
+    assert np.array_equal(again.mineral, patient.mineral)
+
+
+def test_unknown_region_and_structure_say_what_exists(patient: Patient) -> None:
+    with pytest.raises(AnatomyError, match='lumbar'):
+        build_patient('elbow', 0)
+    with pytest.raises(AnatomyError, match='dural_sac'):
+        patient.distance('appendix', np.zeros(3))
+
+
+def test_grid_window_covers_its_box() -> None:
+    grid = Grid.covering(np.zeros(3), np.full(3, 0.01), 0.001)
+    assert grid.shape == (10, 10, 10)
+    rows = grid.window(np.full(3, 0.0031), np.full(3, 0.0049))
+    z = grid.origin[2] + grid.spacing * np.arange(10)[rows[0]]
+    assert z[0] <= 0.0031
+    assert z[-1] >= 0.0049

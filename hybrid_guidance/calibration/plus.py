@@ -24,7 +24,7 @@ _DATE_FORMATS = ('%Y.%m.%d %H:%M:%S', '%m%d%y_%H%M%S')
 _REPEAT = 'repeat the calibration in PLUS'
 
 
-def read_plus_config(path: str | Path, size: tuple[int, int],
+def read_plus_config(path: str | Path, width: int, height: int | None = None,
                      origin_px: tuple[float, float] | None = None, *,
                      date: datetime | None = None, valid_for: timedelta = timedelta(days=365),
                      deviation: tuple[float, ...] | None = None,
@@ -39,7 +39,8 @@ def read_plus_config(path: str | Path, size: tuple[int, int],
 
     Args:
         path: device set configuration or calibration result.
-        size: (width, height) of the image in pixels.
+        width: of the image in pixels.
+        height: of the image in pixels, by default 3/4 of the width; only uncertainty needs it.
         origin_px: pixel of the mid transducer face; by default the file's TransducerOriginPixel
             or TransducerCenterPixel, else the top centre of the image.
         date: when it was made, where the file does not say or to overrule it.
@@ -50,19 +51,20 @@ def read_plus_config(path: str | Path, size: tuple[int, int],
         probe: PLUS's name for the probe's marker frame.
 
     Returns:
-        Calibration of kind ``ultrasound-spatial``. For every pixel (u, v),
-        ``transform`` applied to ``image.projection(size).back_project((u, v))`` is PLUS's matrix
-        times (u, v, 0, 1), in metres (exactly without shear).
+        Calibration of kind ``ultrasound-spatial``. For every pixel (u, v), ``transform`` applied
+        to ``image.projection((width, height)).back_project((u, v))`` is PLUS's matrix times
+        (u, v, 0, 1), in metres (exactly without shear).
 
     Raises:
         CalibrationError: unreadable, no or several such transforms, degenerate or sheared matrix,
             no date, or nothing that tells how exact it is.
     """
     path = Path(path)
+    size = (width, round(0.75 * width) if height is None else height)
     root = _parse(path)
     element = _transform_element(path, root, image, probe)
     matrix = _matrix(path, element)
-    origin, origin_from = _origin(path, root, size, origin_px, image)
+    origin, origin_from = _origin(path, root, width, origin_px, image)
     spacing, transform = _split(path, matrix, origin, maximum_shear)
     geometry = ImageGeometry(spacing, origin)
     held_out, residual = _errors(path, root, element)
@@ -141,7 +143,7 @@ def _matrix(path: Path, element: ElementTree.Element) -> Array:
     return matrix
 
 
-def _origin(path: Path, root: ElementTree.Element, size: tuple[int, int],
+def _origin(path: Path, root: ElementTree.Element, width: int,
             origin_px: tuple[float, float] | None,
             image: str) -> tuple[tuple[float, float], str]:
     """Return the pixel of the mid transducer face, and where it comes from."""
@@ -153,10 +155,10 @@ def _origin(path: Path, root: ElementTree.Element, size: tuple[int, int],
             return (float(-matrix[0, 3]), float(-matrix[1, 3])), 'at TransducerOriginPixel'
     for conversion in root.iter('ScanConversion'):
         centre = (conversion.get('TransducerCenterPixel') or '').split()
-        if conversion.get('OutputImageSizePixel', '').split() == [str(n) for n in size] \
+        if conversion.get('OutputImageSizePixel', '').split()[:1] == [str(width)] \
                 and len(centre) == 2 and all(word.isdecimal() for word in centre):
             return (float(centre[0]), float(centre[1])), 'at TransducerCenterPixel'
-    return ((size[0] - 1) / 2.0, 0.0), 'assumed at the top centre of the image'
+    return ((width - 1) / 2.0, 0.0), 'assumed at the top centre of the image'
 
 
 def _split(path: Path, matrix: Array, origin: tuple[float, float],

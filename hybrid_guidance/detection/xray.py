@@ -99,7 +99,8 @@ def _probability(shaft: Shaft, tip_end: int) -> float:
         gate(shaft.asymmetry, 0.9, 0.07),
         gate(shaft.sagitta, 0.25 + 0.002 * shaft.length, 0.06),
         gate(shaft.taper, 1.35, 0.05),
-        gate(float(shaft.continuation[tip_end]), 0.6, 0.04),
+        gate(shaft.width, 3.0, 0.08),
+        gate(float(shaft.continuation[tip_end]), 0.5, 0.03),
         0.2 if shaft.open_end[tip_end] else 1.0,
         _hub_probability(shaft, 1 - tip_end),
     ]

@@ -54,6 +54,11 @@ class Parentage:
             frame = self._parents[frame]
         return chain
 
+    def root(self, frame: str) -> str:
+        """Return the frame at the top of the tree that ``frame`` is in."""
+        chain = self.ancestry(frame)
+        return self._parents[chain[-1]] if chain else frame
+
     def add(self, parent: str, child: str) -> None:
         """Remember a link.
 
@@ -68,7 +73,7 @@ class Parentage:
         if known is not None:
             raise RefusedError(f'{parent} -> {child}: "{child}" already has the parent '
                                f'"{known}"; stop one of the two publishers')
-        if parent == child or child in self.ancestry(parent):
+        if child in (*self.ancestry(parent), self.root(parent)):
             raise RefusedError(f'{parent} -> {child}: would close a loop')
         self._parents[child] = parent
 

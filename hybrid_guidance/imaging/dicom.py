@@ -17,7 +17,6 @@ the sector stay: they cannot be told from a bright still echo without risk to a 
 
 import warnings
 import zlib
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -138,7 +137,8 @@ class DicomRecording:
         self.gantry = gantry
         self._path = path
         self._read = read
-        self._cache: OrderedDict[int, Image] = OrderedDict()
+        self._kept: dict[int, Image] = {}
+        self._last: tuple[int, Image] | None = None
 
     def __len__(self) -> int:
         return len(self.times)
@@ -152,14 +152,25 @@ class DicomRecording:
         """
         if not 0 <= index < len(self):
             raise IndexError(f'{self._path}: no frame {index}, it has {len(self)}')
-        if index not in self._cache:
-            pixels = self._read(index)
-            pixels.setflags(write=False)
-            self._cache[index] = pixels
-            while len(self._cache) > max(2, _CACHE_BYTES // max(pixels.nbytes, 1)):
-                self._cache.popitem(last=False)
-        self._cache.move_to_end(index)
-        return RecordedFrame(self._cache[index], self.times[index])
+        return RecordedFrame(self._pixels(index), self.times[index])
+
+    def _pixels(self, index: int) -> Image:
+        """Return a frame's pixels, decoded once if there is room.
+
+        What was decoded first stays: with the least recently used thrown out, a loop longer
+        than the room would find none of its frames again.
+        """
+        if index in self._kept:
+            return self._kept[index]
+        if self._last is not None and self._last[0] == index:
+            return self._last[1]
+        pixels = self._read(index)
+        pixels.setflags(write=False)
+        if len(self._kept) < _CACHE_BYTES // max(pixels.nbytes, 1):
+            self._kept[index] = pixels
+        else:
+            self._last = (index, pixels)
+        return pixels
 
 
 def open_dicom(path: str | Path, modality: Modality) -> DicomRecording:

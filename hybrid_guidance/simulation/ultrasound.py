@@ -468,6 +468,7 @@ def _packed(patient: Patient, seed: int) -> _Volume:
     voxels[..., 2] = patient.sheets
     voxels[..., 3] = cv2.LUT(patient.labels, loss.astype(np.uint8))
     _add_septa(voxels, patient.labels, seed)
+    _add_patches(voxels, seed)
     return _Volume(voxels.view(np.uint32)[..., 0], patient.grid.origin, patient.grid.spacing)
 
 
@@ -475,7 +476,7 @@ def _add_septa(voxels: NDArray[np.uint8], labels: NDArray[np.uint8], seed: int) 
     """Perimysium and fat septa: zero surfaces of smooth noise, drawn out along the body."""
     muscle, fat = _septa(seed, (12.0, 1.3, 3.6)), _septa(seed + 1, (6.0, 1.6, 6.0))
     depth, height, width = muscle.shape
-    for tissue, tile, strength in ((Tissue.MUSCLE, muscle, 0.85), (Tissue.FAT, fat, 0.60)):
+    for tissue, tile, strength in ((Tissue.MUSCLE, muscle, 1.0), (Tissue.FAT, fat, 0.60)):
         tile = (tile * (255.0 * strength)).astype(np.uint8)
         for index, layer in enumerate(labels):
             repeated = np.tile(tile[index % depth], (-(-layer.shape[0] // height),
@@ -485,8 +486,34 @@ def _add_septa(voxels: NDArray[np.uint8], labels: NDArray[np.uint8], seed: int) 
                        where=layer == tissue)
 
 
+def _add_patches(voxels: NDArray[np.uint8], seed: int) -> None:
+    """No muscle is uniform: its echo wanders by a few decibels over millimetres.
+
+    A homogeneous phantom stays one.
+    """
+    if np.ptp(voxels[..., 1]) == 0:
+        return
+    noise = _smooth_noise(seed + 2, (9.0, 4.0, 7.0))
+    tile = np.clip(np.round(noise * 7.0), -24, 24).astype(np.int8)
+    depth, height, width = tile.shape
+    for index in range(len(voxels)):
+        layer = voxels[index, ..., 1]
+        repeated = np.tile(tile[index % depth], (-(-layer.shape[0] // height),
+                                                 -(-layer.shape[1] // width)))
+        repeated = repeated[:layer.shape[0], :layer.shape[1]]
+        wandering = np.clip(layer.astype(np.int16) + repeated, 1, 255).astype(np.uint8)
+        np.copyto(layer, wandering, where=layer > 0)
+
+
 def _septa(seed: int, sizes: tuple[float, float, float]) -> NDArray[np.float32]:
     """Return a periodic (96, 96, 128) volume, 1 on septa; sizes (z, y, x) in voxels."""
+    noise = _smooth_noise(seed, sizes)
+    patches = np.clip(1.0 + 0.9 * np.roll(noise, 37, axis=1), 0.0, 1.2) / 1.2
+    return np.asarray(np.exp(-(noise / 0.19) ** 2) * patches, np.float32)
+
+
+def _smooth_noise(seed: int, sizes: tuple[float, float, float]) -> Array:
+    """Return periodic (96, 96, 128) noise of unit variance; sizes (z, y, x) in voxels."""
     shape = (96, 96, 128)
     rng = np.random.default_rng((seed, 3))
     spectrum = np.fft.rfftn(rng.standard_normal(shape))
@@ -496,8 +523,7 @@ def _septa(seed: int, sizes: tuple[float, float, float]) -> NDArray[np.float32]:
         response = np.exp(-2.0 * (np.pi * frequency * size) ** 2)
         spectrum *= response.reshape([-1 if other == axis else 1 for other in range(3)])
     noise = np.fft.irfftn(spectrum, shape, axes=(0, 1, 2))
-    patches = np.clip(1.0 + 0.9 * np.roll(noise, 37, axis=1) / noise.std(), 0.0, 1.0)
-    return np.asarray(np.exp(-(noise / noise.std() / 0.16) ** 2) * patches, np.float32)
+    return np.asarray(noise / noise.std())
 
 
 def _scatterers(seed: int) -> NDArray[np.int16]:

@@ -147,13 +147,12 @@ class XrayRenderer:
         """
         shape = (self._size[1] // self._step, self._size[0] // self._step)
         matrix = _coarse(self._step) @ self.projection.matrix
-        soft = self._soft.integrate(matrix, patient_T_optical, shape) / WATER_LEVEL
-        bone = self._bone.integrate(matrix, patient_T_optical, shape) / 255.0
+        bone = self._bone.integrate(matrix, patient_T_optical, shape) / np.float32(255.0)
+        # Soft tissue is smooth: half as many rays do, and the coarse surround needs fewer still.
+        soft = _upsampled(self._soft, matrix, patient_T_optical, shape, 2)
         if self._around is not None:
-            coarse = (shape[0] // 4, shape[1] // 4)
-            rough = self._around.integrate(_coarse(4) @ matrix, patient_T_optical, coarse)
-            soft += cv2.resize(rough, shape[::-1], interpolation=cv2.INTER_LINEAR) / WATER_LEVEL
-        return soft, bone
+            soft += _upsampled(self._around, matrix, patient_T_optical, shape, 4)
+        return soft / np.float32(WATER_LEVEL), bone
 
     def detector_air_kerma_per_pulse(self) -> float:
         """Return the air kerma of one pulse at the detector, without a patient, Gy."""
@@ -359,6 +358,14 @@ class _Stack:
                  + patient_T_optical[axis, 2])
         length = np.sqrt(1.0 + columns**2 + rows**2)
         return np.asarray(self._grid.spacing * length / np.abs(along), np.float32)
+
+
+def _upsampled(stack: _Stack, matrix: Array, patient_T_optical: Transform,
+               shape: tuple[int, int], step: int) -> Picture:
+    coarse = (-(-shape[0] // step), -(-shape[1] // step))
+    rough = stack.integrate(_coarse(step) @ matrix, patient_T_optical, coarse)
+    whole = cv2.resize(rough, None, fx=step, fy=step, interpolation=cv2.INTER_LINEAR)
+    return np.asarray(whole[:shape[0], :shape[1]], np.float32)
 
 
 @dataclass(frozen=True)

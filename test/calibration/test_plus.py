@@ -45,7 +45,7 @@ def test_every_pixel_lies_where_plus_puts_it(tmp_path: Path, third: float,
                                              origin: tuple[float, float] | None) -> None:
     for seed in range(5):
         matrix = plus_matrix(seed, third=third)
-        calibration = read_plus_config(config(tmp_path / 'c.xml', matrix), SIZE, origin)
+        calibration = read_plus_config(config(tmp_path / 'c.xml', matrix), *SIZE, origin)
         pixels = np.random.default_rng(seed).uniform((0, 0), SIZE, (200, 2))
         assert calibration.image is not None
         ours = rigid.transform_points(
@@ -56,7 +56,7 @@ def test_every_pixel_lies_where_plus_puts_it(tmp_path: Path, third: float,
 
 def test_the_frame_is_at_the_transducer_face_with_depth_along_y(tmp_path: Path) -> None:
     matrix = plus_matrix()
-    calibration = read_plus_config(config(tmp_path / 'c.xml', matrix), SIZE)
+    calibration = read_plus_config(config(tmp_path / 'c.xml', matrix), *SIZE)
     np.testing.assert_allclose(calibration.transform[:3, 3],
                                points_by_plus(matrix, np.array([[409.5, 0.0]]))[0])
     deeper = points_by_plus(matrix, np.array([[0.0, 0.0], [0.0, 100.0]]))
@@ -70,13 +70,13 @@ def test_the_file_may_say_where_the_face_is(tmp_path: Path) -> None:
     conversion = '<ScanConversion OutputImageSizePixel="820 616" TransducerCenterPixel="400 7"/>'
     for more, expected in ((pixel, (410.0, -5.0)), (conversion, (400.0, 7.0))):
         path = config(tmp_path / 'c.xml', plus_matrix(), more=more)
-        calibration = read_plus_config(path, SIZE)
+        calibration = read_plus_config(path, *SIZE)
         assert calibration.image is not None
         assert calibration.image.origin == expected
 
 
 def test_a_calibration_goes_through_the_calibration_file(tmp_path: Path) -> None:
-    calibration = read_plus_config(config(tmp_path / 'c.xml', plus_matrix()), SIZE)
+    calibration = read_plus_config(config(tmp_path / 'c.xml', plus_matrix()), *SIZE)
     assert calibration.residual == pytest.approx(0.58e-3)
     assert calibration.date == datetime(2012, 2, 6, 17, 57, tzinfo=timezone.utc)
     save(tmp_path / 'c.yaml', [calibration])
@@ -88,9 +88,9 @@ def test_a_calibration_goes_through_the_calibration_file(tmp_path: Path) -> None
 
 
 def test_a_small_shear_costs_certainty_and_a_large_one_is_refused(tmp_path: Path) -> None:
-    straight = read_plus_config(config(tmp_path / 'a.xml', plus_matrix()), SIZE)
+    straight = read_plus_config(config(tmp_path / 'a.xml', plus_matrix()), *SIZE)
     matrix = plus_matrix(shear=0.008)
-    bent = read_plus_config(config(tmp_path / 'b.xml', matrix), SIZE)
+    bent = read_plus_config(config(tmp_path / 'b.xml', matrix), *SIZE)
     corner = np.array([[0.0, 615.0]])
     assert bent.image is not None
     off = np.linalg.norm(points_by_plus(matrix, corner) - rigid.transform_points(
@@ -98,8 +98,8 @@ def test_a_small_shear_costs_certainty_and_a_large_one_is_refused(tmp_path: Path
     assert 0.05e-3 < off < 0.3e-3
     assert bent.covariance[0, 0] > straight.covariance[0, 0] + off**2 / 2.0
     with pytest.raises(CalibrationError, match=r'shear 4\.8%, at most 1%.*repeat'):
-        read_plus_config(config(tmp_path / 'c.xml', plus_matrix(shear=0.048)), SIZE)
-    read_plus_config(tmp_path / 'c.xml', SIZE, maximum_shear=0.05)
+        read_plus_config(config(tmp_path / 'c.xml', plus_matrix(shear=0.048)), *SIZE)
+    read_plus_config(tmp_path / 'c.xml', *SIZE, maximum_shear=0.05)
 
 
 ENTITIES = ('<!DOCTYPE x [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;">]>')
@@ -122,26 +122,33 @@ def test_an_unusable_file_is_refused_in_words(tmp_path: Path, matrix: np.ndarray
                                               more: dict[str, str], reason: str) -> None:
     path = config(tmp_path / 'c.xml', matrix, **more)
     with pytest.raises(CalibrationError) as caught:
-        read_plus_config(path, SIZE)
+        read_plus_config(path, *SIZE)
     assert str(caught.value).startswith(f'{path}: ')
     assert reason in str(caught.value)
 
 
+def test_only_the_uncertainty_depends_on_the_height(tmp_path: Path) -> None:
+    path = config(tmp_path / 'c.xml', plus_matrix())
+    with_height, without = read_plus_config(path, *SIZE), read_plus_config(path, SIZE[0])
+    np.testing.assert_array_equal(with_height.transform, without.transform)
+    assert with_height.image == without.image
+
+
 def test_a_file_without_probe_calibration_or_no_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CalibrationError, match='cannot be read'):
-        read_plus_config(tmp_path / 'none.xml', SIZE)
+        read_plus_config(tmp_path / 'none.xml', *SIZE)
     with pytest.raises(CalibrationError, match="no transform from 'Image' to 'Needle'"):
-        read_plus_config(config(tmp_path / 'c.xml', plus_matrix()), SIZE, probe='Needle')
+        read_plus_config(config(tmp_path / 'c.xml', plus_matrix()), *SIZE, probe='Needle')
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason='recordings of the PLUS toolkit are not here')
 def test_real_calibrations_agree_with_their_matrices() -> None:
     made = datetime(2012, 9, 11)
-    result = read_plus_config(DATA / 'FreehandCalibration3NWires_fCal2.0.results.xml', SIZE,
+    result = read_plus_config(DATA / 'FreehandCalibration3NWires_fCal2.0.results.xml', *SIZE,
                               date=made)
     assert result.held_out_error == pytest.approx(0.539932e-3)
     assert result.residual == pytest.approx(0.479116e-3)
-    bone = read_plus_config(DATA / 'BoneUltrasound_L14_config.xml', SIZE)
+    bone = read_plus_config(DATA / 'BoneUltrasound_L14_config.xml', *SIZE)
     assert bone.image is not None
     assert bone.image.origin == (410.0, 0.0)
     # Column norms and a point of the published matrix, by hand.
@@ -152,4 +159,4 @@ def test_real_calibrations_agree_with_their_matrices() -> None:
                 -0.5 + 0.232863 - 0.1743234]
     np.testing.assert_allclose(point * 1e3, expected, atol=2e-3)
     with pytest.raises(CalibrationError, match='shear'):
-        read_plus_config(DATA / 'PlusDeviceSet_SpinePhantomFreehandReconstructionOnly.xml', SIZE)
+        read_plus_config(DATA / 'PlusDeviceSet_SpinePhantomFreehandReconstructionOnly.xml', *SIZE)

@@ -242,6 +242,17 @@ def test_frames_are_kept_and_cannot_be_changed_by_a_reader(tmp_path: Path) -> No
         recording[5]
 
 
+def test_a_long_clip_keeps_what_fits_and_decodes_the_rest_again(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr('hybrid_guidance.imaging.dicom._CACHE_BYTES', 2 * IMAGES[0].nbytes)
+    recording = open_dicom(write(tmp_path / 'a.dcm'), 'fluoroscopy')
+    first, second = ([recording[index].pixels for index in range(5)] for _ in range(2))
+    assert [one is other for one, other in zip(first, second, strict=True)] == [
+        True, True, False, False, False]
+    np.testing.assert_array_equal(second, IMAGES)
+    assert recording[4].pixels is recording[4].pixels
+
+
 # Time
 
 

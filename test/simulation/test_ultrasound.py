@@ -131,7 +131,8 @@ def test_needle_leaves_the_picture_with_the_slice(procedure: Procedure) -> None:
     tip = np.array([0.005, 0.040, 0.0])
     level = []
     for off in (0.0, 0.0015, 0.006):
-        needle = Needle(pose_along(tip + off * np.eye(3)[2], np.array([-1.0, 1.0, 0.0])), 0.0007, 0.09)
+        pose = pose_along(tip + off * np.eye(3)[2], np.array([-1.0, 1.0, 0.0]))
+        needle = Needle(pose, 0.0007, 0.09)
         echo = scanner.envelope(POSE, [needle], noise=False)
         level.append(float(echo[scanner.ranges > 0.015].max()))
     assert level[0] > level[1] > 20.0 * level[2]

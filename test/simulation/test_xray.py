@@ -104,6 +104,7 @@ def test_steel_rod_attenuates_like_its_chord_at_every_energy() -> None:
     air = renderer.expected(pose).copy()
     rod = Needle(pose_along(np.array([0.05, 0.0, 0.0]), np.array([1.0, 0.0, 0.0])), 0.006, 0.1,
                  hub_diameter=0.001, hub_length=0.001)
+    pose[:3, :3] = np.eye(3)
     ratio = renderer.expected(pose, [rod])[:, 64] / air[:, 64]
     rows = 64 + np.arange(-14, 15)
     down = projection.back_project(np.stack([np.full(29, 64.0), rows], axis=-1), 1.0)

@@ -9,7 +9,7 @@ to the amplitudes (the edge response of a Gaussian blur; Steger, PAMI 1998).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -71,6 +71,7 @@ class Shaft:
         s: (S,) px, evenly spaced by one; the shaft and what lies beyond its ends.
         response: (S,) amplitude at each s.
         systematic: (along, across) px, as in the model.
+        glint: px, as in the model.
         line_covariance: (2, 2) of (offset at s = 0 in px, slope in px/px).
         amplitude: grey levels above the surroundings.
         width: px, σ of the Gaussian profile that fits best.
@@ -93,6 +94,7 @@ class Shaft:
     s: Array
     response: Array
     systematic: tuple[float, float]
+    glint: float
     line_covariance: Array
     amplitude: float
     width: float
@@ -143,11 +145,11 @@ class Shaft:
         if s[-1] - coarse < _OPEN:
             return sign * coarse, 25.0
         wide = (s > coarse - min(45.0, 0.6 * self.length)) & (s < coarse + 22.0)
-        edge, variance = fit_edge(s[wide], response[wide], coarse)
+        edge, variance = fit_edge(s[wide], response[wide], coarse, self.glint)
         near = (s > edge - 20.0) & (s < edge + 12.0)
         if np.count_nonzero(near) > 16:
             # Where the background or the shaft itself changes, the two windows disagree.
-            closer, _ = fit_edge(s[near], response[near], edge)
+            closer, _ = fit_edge(s[near], response[near], edge, self.glint)
             variance += 0.5 * (closer - edge)**2
         return sign * edge, variance
 
@@ -195,6 +197,7 @@ class ShaftModel:
         turn: rad; a line that goes on beyond an end is looked for up to this far to the side.
         compression: grey levels per factor e of echo, where the image is the logarithm of what
             the point spread function blurs; zero where the image is linear.
+        glint: px; the last stretch of the shaft may be brighter than the rest (the bevel).
         grey: turns resampled pixels into float32 on which lines are bright.
     """
 
@@ -203,6 +206,7 @@ class ShaftModel:
     systematic: tuple[float, float] = (0.1, 0.02)
     turn: float = np.deg2rad(108.0)
     compression: float = 0.0
+    glint: float = 0.0
     grey: Callable[[Image], Image] = np.asarray
 
 
@@ -342,20 +346,27 @@ class _Strip:
         self.sample(_HALF_WIDTH)
         if not self.find_run() or self.run_length < 0.8 * self.model.minimum_length:
             return None
-        shaft = _describe(self)
+        grey = self.pixels, self.template, self.level
         self._expand()
         self.fit_line()
-        return replace(shaft, origin=self.origin, direction=self.direction, s=self.s,
-                       edges=self.s[[self.run.start, self.run.stop - 1]],
-                       response=self.template.amplitude(self.pixels),
-                       line_covariance=self.line_covariance, sagitta=self.sagitta)
+        response = self.template.amplitude(self.pixels)
+        self.pixels, self.template, self.level = grey
+        return _describe(self, response)
 
     def _expand(self) -> None:
         """Undo the logarithm: echoes add as amplitudes, so there the noise is even."""
-        if self.model.compression:
-            self.pixels = np.exp((self.pixels - 255.0) * np.float32(1.0 / self.model.compression))
-            self.template = _Template.gaussian(_best_width(self), _NARROW)
-            self.level = max(_median(self.template.amplitude(self.pixels[self.run])), 1e-9)
+        if not self.model.compression:
+            return
+        self.pixels = np.exp((self.pixels - 255.0) * np.float32(1.0 / self.model.compression))
+        self.template = _Template.gaussian(_best_width(self), _NARROW)
+        amplitude = self.template.amplitude(self.pixels)
+        self.level = max(_median(amplitude[self.run]), 1e-9)
+        # What lies beyond a gap and is not as bright as the shaft does not belong to it.
+        smooth = cv2.blur((amplitude / self.level).reshape(-1, 1), (1, 3)).ravel()
+        starts, stops, _ = maximum_subarrays(np.clip(smooth, -1.0, 1.2)[None] - 0.5, 40)
+        run = slice(max(int(starts[0]), self.run.start - 8),
+                    min(int(stops[0]) + 1, self.run.stop + 8))
+        self.run = run if run.stop - run.start > 0.5 * self.run_length else self.run
 
     @property
     def normal(self) -> Array:
@@ -518,7 +529,7 @@ def _best_width(strip: _Strip) -> float:
     return float(np.percentile(best, 35))
 
 
-def _describe(strip: _Strip) -> Shaft:
+def _describe(strip: _Strip, response: Array) -> Shaft:
     """Measure ends and character of a strip that is aligned with its shaft."""
     template = strip.template
     amplitude = template.amplitude(strip.pixels)
@@ -533,8 +544,8 @@ def _describe(strip: _Strip) -> Shaft:
     sides, far_sides = _sides(profile, template.width)
     asymmetry = abs(float(sides[1] - sides[0])) / max(level, 1e-6)
     return Shaft(
-        strip.origin, strip.direction, edges, strip.s, amplitude,
-        strip.model.systematic, strip.line_covariance, level, template.width,
+        strip.origin, strip.direction, edges, strip.s, response,
+        strip.model.systematic, strip.model.glint, strip.line_covariance, level, template.width,
         _significance(profile, template, level), _coverage(inner, level),
         _unevenness(inner, level), asymmetry, strip.sagitta, _taper(strip.pixels[rows]),
         np.array([_continuation(strip, edges, level, end) for end in (0, 1)]),
@@ -542,7 +553,8 @@ def _describe(strip: _Strip) -> Shaft:
         np.array([_bulk(strip, edges, end) for end in (0, 1)]), sides, far_sides)
 
 
-def fit_edge(s: Array, response: Array, guess: float) -> tuple[float, float]:
+def fit_edge(s: Array, response: Array, guess: float, glint: float = 0.0
+             ) -> tuple[float, float]:
     """Fit a falling edge, ``low + (high - low) Φ((edge - s) / blur)``.
 
     The shaft ends abruptly and the image is blurred: Φ is the cumulative normal distribution.
@@ -551,20 +563,23 @@ def fit_edge(s: Array, response: Array, guess: float) -> tuple[float, float]:
         s: (N,) px, increasing, evenly spaced by one.
         response: (N,) amplitudes, any unit.
         guess: px, edge to within about ten pixels.
+        glint: px before the edge that may be brighter than the rest; zero for none.
 
     Returns:
         The edge in px and its variance in px², from the residuals and their correlation.
     """
     edge, blur = _scan_edge(s, response, guess)
-    for _ in range(4):
-        design, residual = _linearised_edge(s, response, edge, blur)
+    for _ in range(5):
+        design, residual, bright = _linearised_edge(s, response, edge, blur, glint)
         change = _least_squares(design, residual)
         edge += float(np.clip(change[0], -2.0, 2.0))
         blur = float(np.clip(blur + np.clip(change[1], -0.5, 0.5), 0.7, 5.0))
-    design, residual = _linearised_edge(s, response, edge, blur)
+    design, residual, bright = _linearised_edge(s, response, edge, blur, glint)
+    if glint and bright <= 0.0:
+        return fit_edge(s, response, guess)
     bread = np.linalg.pinv(design.T @ design)
     meat = design.T @ _correlate(design, _autocorrelation(residual))
-    variance = float(residual @ residual) / max(s.size - 4, 1)
+    variance = float(residual @ residual) / max(s.size - design.shape[1], 1)
     return edge, float((bread @ meat @ bread)[0, 0]) * variance
 
 
@@ -590,16 +605,23 @@ def _least_squares(design: Array, values: Array) -> Array:
     return np.asarray(np.linalg.solve(normal, design.T @ values))
 
 
-def _linearised_edge(s: Array, response: Array, edge: float, blur: float
-                     ) -> tuple[Array, Array]:
-    """Return the (N, 4) derivative by edge, blur, high and low, and the (N,) residual."""
+def _linearised_edge(s: Array, response: Array, edge: float, blur: float, glint: float
+                     ) -> tuple[Array, Array, float]:
+    """Return the (N, M) derivative by edge, blur and levels, the residual, and the glint."""
     z = (edge - s) / blur
-    step = _normal(z)
-    levels = np.column_stack([step, 1.0 - step])
-    high, low = _least_squares(levels, response)
-    slope = (high - low) * np.exp(-0.5 * z**2) / (blur * np.sqrt(2.0 * np.pi))
+    bell = 1.0 / (blur * np.sqrt(2.0 * np.pi))
+    shapes = [_normal(z), 1.0 - _normal(z)]
+    slopes = [bell * np.exp(-0.5 * z**2)]
+    slopes.append(-slopes[0])
+    if glint:
+        start = z - glint / blur
+        shapes.append(_normal(z) - _normal(start))
+        slopes.append(slopes[0] - bell * np.exp(-0.5 * start**2))
+    levels = np.column_stack(shapes)
+    amounts = _least_squares(levels, response)
+    slope = np.column_stack(slopes) @ amounts
     design = np.column_stack([slope, -slope * z, levels])
-    return design, response - levels @ np.array([high, low])
+    return design, response - levels @ amounts, float(amounts[2]) if glint else 0.0
 
 
 def _significance(profile: Array, template: _Template, level: float) -> float:

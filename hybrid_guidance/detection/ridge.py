@@ -123,7 +123,7 @@ class LineSearch:
     def _ridge_pixels(self) -> NDArray[np.intp]:
         """Return (N,) flat indices of the strongest pixels that are ridge maxima."""
         ridge = self._ridge.ravel()
-        index = np.flatnonzero(ridge > 2.0)
+        index: NDArray[np.intp] = np.flatnonzero(ridge > 2.0)
         width = self._shape[1]
         index = index[(index > width) & (index < ridge.size - width - 1)]
         theta = self._orientation(index)

@@ -30,7 +30,7 @@ from hybrid_guidance.simulation.tissues import Tissue, density_table
 
 FOLDER = 'config/anatomy'
 CORTEX = 0.0013
-SURROUND_SPACING = 0.0042
+SURROUND_STEP = 6
 SURROUND_REACH = 0.200
 
 Voxels = NDArray[np.uint8]
@@ -56,8 +56,8 @@ class Grid:
 
     @classmethod
     def covering(cls, lower: Points, upper: Points, spacing: float) -> 'Grid':
-        """Return the grid of voxels that fill the box from lower to upper."""
-        counts = np.round((np.asarray(upper) - lower) / spacing).astype(int)
+        """Return the grid of voxels that fill the box from lower to upper (and a little)."""
+        counts = np.ceil((np.asarray(upper) - lower) / spacing - 1e-6).astype(int)
         return cls(np.asarray(lower) + spacing / 2, spacing,
                    (int(counts[2]), int(counts[1]), int(counts[0])))
 
@@ -158,8 +158,7 @@ def build_patient(region: str, seed: int) -> Patient:
     """
     content = _read(region)
     variation = _draw(content, seed)
-    grid = Grid.covering(np.array(content['lower']), np.array(content['upper']),
-                         float(content['spacing']))
+    grid = _grid(content)
     solids = _Solids(content, variation)
     outlines = Outlines(content['outlines'], variation.fat)
     labels, sheets = outlines.paint(grid.origin, grid.spacing, grid.shape)
@@ -181,6 +180,14 @@ def build_structures(region: str, seed: int) -> dict[str, Shape]:
     variation = _draw(content, seed)
     skin = Outlines(content['outlines'], variation.fat).skin
     return {**_Solids(content, variation).named(), 'skin': skin}
+
+
+def _grid(content: Mapping[str, Any]) -> Grid:
+    """Return the region's grid, filled up to whole voxels of the surround."""
+    lower, spacing = np.array(content['lower']), float(content['spacing'])
+    step = SURROUND_STEP * spacing
+    whole = np.ceil((np.array(content['upper']) - lower) / step - 1e-6)
+    return Grid.covering(lower, lower + whole * step, spacing)
 
 
 def _read(region: str) -> dict[str, Any]:
@@ -411,20 +418,26 @@ def _trabeculae(seed: int) -> Field:
 
 
 def _surround(outlines: Outlines, fine: Grid) -> Surround:
+    """Paint the body round a grid; voxels of both meet exactly at the grid's faces.
+
+    An overlap of a millimetre would be a bright band where rays graze a face.
+    """
+    step = SURROUND_STEP * fine.spacing
     lower = fine.origin - fine.spacing / 2
-    upper = lower + fine.spacing * np.array(fine.shape[::-1])
-    step = SURROUND_SPACING
-    pad = np.ceil(np.maximum(SURROUND_REACH + np.stack([lower, -upper]), 0.0) / step) * step
-    counts = np.round((upper - lower + pad.sum(axis=0)) / step)
-    grid = Grid.covering(lower - pad[0], lower - pad[0] + counts * step, step)
+    inner = np.array(fine.shape[::-1]) // SURROUND_STEP
+    before = np.ceil(np.maximum(SURROUND_REACH + lower, 0.0) / step).astype(int)
+    upper = lower + inner * step
+    after = np.ceil(np.maximum(SURROUND_REACH - upper, 0.0) / step).astype(int)
+    start = lower - before * step
+    grid = Grid.covering(start, start + (before + inner + after) * step, step)
     # Layers are thinner than these voxels: average a fine slice.
-    detail = 6
-    labels, _ = outlines.paint(grid.origin - step * (detail - 1) / (2 * detail), step / detail,
-                               (1, detail * grid.shape[1], detail * grid.shape[2]))
+    labels, _ = outlines.paint(start + fine.spacing / 2, fine.spacing,
+                               (1, SURROUND_STEP * grid.shape[1], SURROUND_STEP * grid.shape[2]))
     flat = cv2.resize(cv2.LUT(labels[0], density_table()), grid.shape[:0:-1],
                       interpolation=cv2.INTER_AREA)
     density = np.repeat(flat[None], grid.shape[0], axis=0)
-    hole = grid.window(lower + step, upper - step)
+    hole = tuple(slice(int(first), int(first + count))
+                 for first, count in zip(before[::-1], inner[::-1], strict=True))
     density[hole] = 0
     return Surround(grid, density)
 

@@ -30,7 +30,7 @@ class Needle:
     bore: float = 0.0
     hub_diameter: float = 0.006
     hub_length: float = 0.016
-    hub_steel: float = 0.05
+    hub_steel: float = 0.08
 
     @property
     def shaft(self) -> Points:

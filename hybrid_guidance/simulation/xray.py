@@ -26,6 +26,8 @@ BONE = (178.0, 104.0, 75.0, 52.0)
 STEEL = (4170.0, 2040.0, 1190.0, 640.0)
 # Share of the absorbed signal in each bin: 80 kVp tungsten, 3 mm Al and 0.1 mm Cu, 0.5 mm CsI.
 SPECTRUM_80 = (0.20, 0.32, 0.31, 0.17)
+# Water that the thick end of a wedge filter stands for, metres.
+_WEDGE_REACH = 0.13
 # Photons per m² and Gy of air kerma, RQA5 (IEC 62220-1: 30 174 per mm² and µGy).
 PHOTONS_PER_KERMA = 30174e12
 # Air kerma at 1 m from the source, Gy/(mA·s) at 80 kVp and 3 mm Al, rising with the square of
@@ -60,7 +62,7 @@ class Technique:
     detector_size: tuple[float, float] = (0.30, 0.30)
     reference_distance: float = 0.45
     quantum_efficiency: float = 0.7
-    full_scale_kerma: float = 2.2e-6
+    full_scale_kerma: float = 3.2e-6
     blur: float = 0.00017
     scatter_to_primary: float = 0.35
     equalisation: float = 0.65
@@ -239,7 +241,8 @@ class XrayRenderer:
             return np.ones_like(soft)
         small = cv2.resize(soft, None, fx=0.125, fy=0.125, interpolation=cv2.INTER_AREA)
         low = self._spread(small, 0.07 * small.shape[1])
-        missing = np.maximum(np.float32(np.median(soft[body])) - low, 0.0)
+        # A wedge is only so thick: bare air stays the brightest.
+        missing = np.clip(np.float32(np.median(soft[body])) - low, 0.0, _WEDGE_REACH)
         wedge = cv2.exp(np.float32(-SOFT[2] * self.technique.equalisation) * missing)
         return np.asarray(cv2.resize(wedge, soft.shape[::-1], interpolation=cv2.INTER_LINEAR))
 

@@ -92,6 +92,19 @@ def test_cylinder_of_bone_attenuates_like_its_chord() -> None:
     assert np.sqrt(np.mean((bone[inner] / chord[inner] - 1.0) ** 2)) < 0.005
 
 
+def test_body_goes_on_without_a_seam_outside_the_voxels(patient: Patient) -> None:
+    """Rays that graze a face of the volume cross as much as their neighbours."""
+    procedure = load_procedure('lumbar_facet_injection')
+    renderer = XrayRenderer(patient, procedure.fluoroscopy_projection(), CLEAN)
+    pose = np.eye(4)
+    pose[:3, :3] = np.column_stack([[1.0, 0, 0], [0, 0, -1.0], [0, 1.0, 0]])
+    pose[:3, 3] = (0.060, -0.600, 0.0)
+    soft, _ = renderer.line_integrals(pose)
+    edge = int(511.5 + 3413.3 * 0.031 / 0.65) // 2
+    strip = soft[200:280, edge - 60:edge + 60].mean(axis=0)
+    assert np.max(np.abs(np.diff(strip))) < 0.003
+
+
 def empty(technique: Technique = CLEAN, seed: int = 0) -> XrayRenderer:
     return XrayRenderer(empty_patient(grid(10)), PROJECTION, technique, seed)
 

@@ -1,0 +1,47 @@
+from dataclasses import dataclass
+
+import pytest
+
+from hybrid_guidance.parameters import ParameterError, markdown, parameter, table
+
+
+@dataclass(frozen=True)
+class Example:
+    gain: float = parameter(1.0, low=0.0, high=2.0, unit='m', meaning='a number')
+    count: int = parameter(3, low=1, high=9, meaning='a whole number')
+    mode: str = parameter('a', choices=('a', 'b'), meaning='a word')
+    loop: bool = parameter(True, meaning='a switch')
+
+
+ROWS = {row.name: row for row in table(Example)}
+
+
+@pytest.mark.parametrize(('name', 'value', 'taken'), [
+    ('gain', 1, 1.0), ('gain', 2.0, 2.0), ('count', 9, 9), ('mode', 'b', 'b'),
+    ('loop', False, False)])
+def test_good_values_are_taken_in_their_type(name: str, value: object, taken: object) -> None:
+    assert ROWS[name].check(value) == taken
+    assert type(ROWS[name].check(value)) is type(taken)
+
+
+@pytest.mark.parametrize(('name', 'value', 'words'), [
+    ('gain', float('nan'), 'finite'), ('gain', float('inf'), 'finite'),
+    ('gain', 2.1, r'\[0, 2\] m'), ('gain', '1', 'not a float'), ('gain', True, 'not a float'),
+    ('count', 0, r'\[1, 9\]'), ('count', 2.0, 'not a int'), ('count', True, 'not a int'),
+    ('mode', 'c', 'a, b'), ('loop', 1, 'not a bool')])
+def test_bad_values_are_refused_in_words(name: str, value: object, words: str) -> None:
+    with pytest.raises(ParameterError, match=words) as caught:
+        ROWS[name].check(value)
+    assert name in str(caught.value)
+
+
+def test_a_number_without_bounds_cannot_be_declared() -> None:
+    with pytest.raises(TypeError, match='low and high'):
+        parameter(1.0, meaning='unbounded')
+
+
+def test_the_table_documents_every_parameter() -> None:
+    text = markdown(Example)
+    for name in ('gain', 'count', 'mode', 'loop'):
+        assert f'`{name}`' in text
+    assert '[0, 2] m' in text

@@ -46,6 +46,19 @@ class Scene:
     reasons: tuple[str, ...]
 
 
+def reduced(pixels: Image, projection: Projection, largest: int) -> tuple[Image, Projection]:
+    """Return a picture no larger than ``largest`` px on either side, and its projection."""
+    scale = min(largest / max(pixels.shape), 1.0)
+    if scale == 1.0:
+        return pixels, projection
+    size = (round(projection.width * scale), round(projection.height * scale))
+    small = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+    # The centre of the first pixel is (0, 0): scaling is about the corner half a pixel off.
+    zoom = np.diag([size[0] / projection.width, size[1] / projection.height, 1.0])
+    zoom[:2, 2] = 0.5 * (np.diag(zoom)[:2] - 1.0)
+    return small, Projection(zoom @ projection.matrix, *size)
+
+
 def picture(pixels: Image) -> Image:
     """Return (H, W) uint8 or uint16 grey levels as (H, W, 3) uint8 RGB, windowed if 16 bit."""
     if pixels.dtype != np.uint8:

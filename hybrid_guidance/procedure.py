@@ -14,6 +14,7 @@ from hybrid_guidance.geometry.types import Array, Points, Transform
 from hybrid_guidance.resources import resource
 
 FOLDER = 'config/procedures'
+ANATOMY = 'config/anatomy'
 
 
 class ProcedureError(Exception):
@@ -272,10 +273,19 @@ def _procedure(read: _Reader) -> Procedure:
         raise read.fail('entry', 'is the target; move it to where the needle passes the skin')
     avoid = read.table('avoid')
     return Procedure(
-        read.text('name'), read.text('region'), read.text('summary'), target, entry,
+        read.text('name'), _region(read), read.text('summary'), target, entry,
         _needle(read.table('needle')), _fluoroscopy(read.table('fluoroscopy')),
         _ultrasound(read.table('ultrasound')),
         {key: avoid.positive(key) for key in avoid.names()})
+
+
+def _region(read: _Reader) -> str:
+    region = read.text('region')
+    known = sorted(path.stem for path in resource(ANATOMY).glob('*.yaml'))
+    if region not in known:
+        raise read.fail('region', f'"{region}" is no known anatomy; use one of: '
+                                  f'{", ".join(known)}')
+    return region
 
 
 def _needle(read: _Reader) -> NeedleModel:

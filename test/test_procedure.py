@@ -128,6 +128,7 @@ def test_unknown_name_lists_the_known_ones() -> None:
     ({'fluoroscopy__pixels': [0, 1024]}, 'two whole numbers'),
     ({'ultrasound__probe__kind': 'endocavity'}, 'curvilinear or linear'),
     ({'ultrasound__lateral': [0.0, -0.0448, 0.0070]}, 'parallel'),
+    ({'region': 'elbow'}, 'no known anatomy; use one of: .*lumbar'),
     ({'needle': 'sharp'}, 'needle must be a table'),
 ])
 def test_a_broken_file_says_what_where_and_what_to_do(

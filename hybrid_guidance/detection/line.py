@@ -10,6 +10,8 @@ to the amplitudes (the edge response of a Gaussian blur; Steger, PAMI 1998).
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
+from itertools import product
 
 import cv2
 import numpy as np
@@ -71,7 +73,8 @@ class Shaft:
         s: (S,) px, evenly spaced by one; the shaft and what lies beyond its ends.
         response: (S,) amplitude at each s.
         systematic: (along, across) px, as in the model.
-        glint: px, as in the model.
+        windows: px, as in the model.
+        trail: px along the shaft by which echoes trail off.
         line_covariance: (2, 2) of (offset at s = 0 in px, slope in px/px).
         amplitude: grey levels above the surroundings.
         width: px, σ of the Gaussian profile that fits best.
@@ -94,7 +97,8 @@ class Shaft:
     s: Array
     response: Array
     systematic: tuple[float, float]
-    glint: float
+    windows: tuple[tuple[float, float], tuple[float, float]]
+    trail: float
     line_covariance: Array
     amplitude: float
     width: float
@@ -124,6 +128,7 @@ class Shaft:
         """Return the needle whose tip is end 0 or 1, the tip measured to a fraction of a px."""
         sign = 1.0 if tip_end else -1.0
         edge, edge_variance = self._tip(sign)
+        edge -= self.trail
         across = np.array([sign, sign * edge])
         covariance = np.zeros((3, 3))
         covariance[0, 0] = edge_variance + self.systematic[0]**2
@@ -144,14 +149,17 @@ class Shaft:
         coarse = sign * float(self.edges[int(sign > 0.0)])
         if s[-1] - coarse < _OPEN:
             return sign * coarse, 25.0
-        wide = (s > coarse - min(45.0, 0.6 * self.length)) & (s < coarse + 22.0)
-        edge, variance = fit_edge(s[wide], response[wide], coarse, self.glint)
-        near = (s > edge - 20.0) & (s < edge + 12.0)
-        if np.count_nonzero(near) > 16:
-            # Where the background or the shaft itself changes, the two windows disagree.
-            closer, _ = fit_edge(s[near], response[near], edge, self.glint)
-            variance += 0.5 * (closer - edge)**2
+        edge, variance = self._fit_end(s, response, coarse, self.windows[0])
+        # Where background or shaft change near the tip, the two windows disagree.
+        other, _ = self._fit_end(s, response, edge, self.windows[1])
+        variance += 0.5 * (other - edge)**2
         return sign * edge, variance
+
+    def _fit_end(self, s: Array, response: Array, guess: float, window: tuple[float, float]
+                 ) -> tuple[float, float]:
+        inner = min(window[0], 0.6 * self.length)
+        rows = (s > guess - inner) & (s < guess + window[1])
+        return fit_edge(s[rows], response[rows], guess)
 
 
 @dataclass(frozen=True)
@@ -197,7 +205,10 @@ class ShaftModel:
         turn: rad; a line that goes on beyond an end is looked for up to this far to the side.
         compression: grey levels per factor e of echo, where the image is the logarithm of what
             the point spread function blurs; zero where the image is linear.
-        glint: px; the last stretch of the shaft may be brighter than the rest (the bevel).
+        tail: the (2,) direction in which each echo trails off (reverberation), or None.
+        windows: px before and beyond an end that the edge fit takes, and the same of a second
+            fit whose difference from the first counts as uncertainty. Short where the last
+            stretch of the shaft may be brighter or darker than the rest.
         grey: turns resampled pixels into float32 on which lines are bright.
     """
 
@@ -206,7 +217,8 @@ class ShaftModel:
     systematic: tuple[float, float] = (0.1, 0.02)
     turn: float = np.deg2rad(108.0)
     compression: float = 0.0
-    glint: float = 0.0
+    tail: tuple[float, float] | None = None
+    windows: tuple[tuple[float, float], tuple[float, float]] = ((45.0, 22.0), (20.0, 12.0))
     grey: Callable[[Image], Image] = np.asarray
 
 
@@ -325,7 +337,7 @@ class _Strip:
         self.line_covariance = np.eye(2)
         self.pixels: Image = np.zeros((0, 0), np.float32)
         self.template = _Template.gaussian(max(1.8, model.widths[0]), _NARROW)
-        self.sagitta = self.level = 0.0
+        self.sagitta = self.level = self.trail = 0.0
 
     @classmethod
     def around(cls, image: Image, mask: Image | None, ends: Pixels, model: ShaftModel
@@ -349,6 +361,7 @@ class _Strip:
         grey = self.pixels, self.template, self.level
         self._expand()
         self.fit_line()
+        self._correct_tail()
         response = self.template.amplitude(self.pixels)
         self.pixels, self.template, self.level = grey
         return _describe(self, response)
@@ -367,6 +380,20 @@ class _Strip:
         run = slice(max(int(starts[0]), self.run.start - 8),
                     min(int(stops[0]) + 1, self.run.stop + 8))
         self.run = run if run.stop - run.start > 0.5 * self.run_length else self.run
+
+    def _correct_tail(self) -> None:
+        """Move the line from the middle of a profile that trails off to where it begins."""
+        if self.model.tail is None:
+            return
+        tail = np.array(self.model.tail)
+        along, across = float(tail @ self.direction), float(tail @ self.normal)
+        profile = self.pixels[self.run].mean(axis=0)
+        middle = profile.size // 2
+        profile = profile[middle - _NARROW:middle + _NARROW + 1]
+        shift, delay = _fit_tail(profile if across > 0.0 else profile[::-1])
+        self.origin = self.origin + np.sign(across) * shift * self.normal
+        # Along the beam the echoes are late by delay / |across|, of which this lies along the shaft.
+        self.trail = delay * along / max(abs(across), 0.25)
 
     @property
     def normal(self) -> Array:
@@ -513,6 +540,31 @@ def _pixel_noise(pixels: Image, half: int) -> float:
     return 1.4826 / 2**0.5 * _median(np.abs(np.diff(flank, axis=1)).ravel())
 
 
+def _fit_tail(profile: Array) -> tuple[float, float]:
+    """Return where a profile begins and the mean delay of its echoes, px towards larger x."""
+    shapes, shifts, delays = _tail_shapes()
+    best = int(np.argmax(shapes @ (profile - profile.mean())))
+    return float(shifts[best]), float(delays[best])
+
+
+@cache
+def _tail_shapes() -> tuple[Array, Array, Array]:
+    """Return unit profiles of a Gaussian echoed at even spacing, with shift and mean delay."""
+    order = np.arange(8)
+    shapes, shifts, delays = [], [], []
+    for width, spacing, ratio in product((1.2, 1.5, 1.9, 2.3, 2.8, 3.4), (1.2, 1.8, 2.6, 3.6),
+                                         (0.0, 0.12, 0.24, 0.36, 0.48)):
+        weight = ratio**order / np.sum(ratio**order)
+        for shift in np.arange(-3.0, 2.1, 0.2):
+            z = (_COLUMNS[:, None] - shift - spacing * order) / width
+            shape = np.exp(-0.5 * z**2) @ weight
+            shape = shape - shape.mean()
+            shapes.append(shape / np.linalg.norm(shape))
+            shifts.append(shift)
+            delays.append(spacing * float(weight @ order))
+    return np.array(shapes), np.array(shifts), np.array(delays)
+
+
 def _best_width(strip: _Strip) -> float:
     """Return the σ whose profile explains most of the shaft, were part of it hub or crossed."""
     half = strip.pixels.shape[1] // 2
@@ -545,7 +597,7 @@ def _describe(strip: _Strip, response: Array) -> Shaft:
     asymmetry = abs(float(sides[1] - sides[0])) / max(level, 1e-6)
     return Shaft(
         strip.origin, strip.direction, edges, strip.s, response,
-        strip.model.systematic, strip.model.glint, strip.line_covariance, level, template.width,
+        strip.model.systematic, strip.model.windows, strip.trail, strip.line_covariance, level, template.width,
         _significance(profile, template, level), _coverage(inner, level),
         _unevenness(inner, level), asymmetry, strip.sagitta, _taper(strip.pixels[rows]),
         np.array([_continuation(strip, edges, level, end) for end in (0, 1)]),
@@ -553,8 +605,7 @@ def _describe(strip: _Strip, response: Array) -> Shaft:
         np.array([_bulk(strip, edges, end) for end in (0, 1)]), sides, far_sides)
 
 
-def fit_edge(s: Array, response: Array, guess: float, glint: float = 0.0
-             ) -> tuple[float, float]:
+def fit_edge(s: Array, response: Array, guess: float) -> tuple[float, float]:
     """Fit a falling edge, ``low + (high - low) Φ((edge - s) / blur)``.
 
     The shaft ends abruptly and the image is blurred: Φ is the cumulative normal distribution.
@@ -563,20 +614,17 @@ def fit_edge(s: Array, response: Array, guess: float, glint: float = 0.0
         s: (N,) px, increasing, evenly spaced by one.
         response: (N,) amplitudes, any unit.
         guess: px, edge to within about ten pixels.
-        glint: px before the edge that may be brighter than the rest; zero for none.
 
     Returns:
         The edge in px and its variance in px², from the residuals and their correlation.
     """
     edge, blur = _scan_edge(s, response, guess)
     for _ in range(5):
-        design, residual, bright = _linearised_edge(s, response, edge, blur, glint)
+        design, residual = _linearised_edge(s, response, edge, blur)
         change = _least_squares(design, residual)
         edge += float(np.clip(change[0], -2.0, 2.0))
         blur = float(np.clip(blur + np.clip(change[1], -0.5, 0.5), 0.7, 5.0))
-    design, residual, bright = _linearised_edge(s, response, edge, blur, glint)
-    if glint and bright <= 0.0:
-        return fit_edge(s, response, guess)
+    design, residual = _linearised_edge(s, response, edge, blur)
     bread = np.linalg.pinv(design.T @ design)
     meat = design.T @ _correlate(design, _autocorrelation(residual))
     variance = float(residual @ residual) / max(s.size - design.shape[1], 1)
@@ -605,23 +653,16 @@ def _least_squares(design: Array, values: Array) -> Array:
     return np.asarray(np.linalg.solve(normal, design.T @ values))
 
 
-def _linearised_edge(s: Array, response: Array, edge: float, blur: float, glint: float
-                     ) -> tuple[Array, Array, float]:
-    """Return the (N, M) derivative by edge, blur and levels, the residual, and the glint."""
+def _linearised_edge(s: Array, response: Array, edge: float, blur: float
+                     ) -> tuple[Array, Array]:
+    """Return the (N, 4) derivative by edge, blur, high and low, and the (N,) residual."""
     z = (edge - s) / blur
-    bell = 1.0 / (blur * np.sqrt(2.0 * np.pi))
-    shapes = [_normal(z), 1.0 - _normal(z)]
-    slopes = [bell * np.exp(-0.5 * z**2)]
-    slopes.append(-slopes[0])
-    if glint:
-        start = z - glint / blur
-        shapes.append(_normal(z) - _normal(start))
-        slopes.append(slopes[0] - bell * np.exp(-0.5 * start**2))
-    levels = np.column_stack(shapes)
-    amounts = _least_squares(levels, response)
-    slope = np.column_stack(slopes) @ amounts
+    step = _normal(z)
+    levels = np.column_stack([step, 1.0 - step])
+    high, low = _least_squares(levels, response)
+    slope = (high - low) * np.exp(-0.5 * z**2) / (blur * np.sqrt(2.0 * np.pi))
     design = np.column_stack([slope, -slope * z, levels])
-    return design, response - levels @ amounts, float(amounts[2]) if glint else 0.0
+    return design, response - levels @ np.array([high, low])
 
 
 def _significance(profile: Array, template: _Template, level: float) -> float:

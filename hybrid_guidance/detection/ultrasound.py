@@ -40,7 +40,8 @@ class UltrasoundNeedleDetector:
             candidates: segments measured per image; the time per image grows with them.
         """
         self._model = ShaftModel(
-            minimum_length, widths, systematic=(0.6, 0.5), turn=np.deg2rad(36.0), glint=5.0,
+            minimum_length, widths, systematic=(0.6, 0.5), turn=np.deg2rad(36.0),
+            tail=(0.0, 1.0), windows=((12.0, 12.0), (20.0, 14.0)),
             compression=255.0 / dynamic_range_db * 20.0 / np.log(10.0))
         self._angles = angles
         self._minimum_probability = minimum_probability

@@ -180,16 +180,15 @@ class FusionNode(GuidanceNode[FusionParameters]):
 
     def _publish(self, state: State) -> None:
         in_world = self._filter.estimate(state)
+        registration = self._calibrations.get('patient')
+        if registration is not None:
+            patient = NeedleEstimate(
+                inverse(registration.transform) @ in_world.pose,
+                relative(registration.transform, registration.covariance,
+                         in_world.pose, in_world.covariance))
+            self._pose.publish(needle_message(patient, 'patient', state.stamp_ns))
         self._broadcaster.sendTransform(
             transform_message('world', 'needle_tip', state.stamp_ns, in_world.pose))
-        registration = self._calibrations.get('patient')
-        if registration is None:
-            return
-        patient = NeedleEstimate(
-            inverse(registration.transform) @ in_world.pose,
-            relative(registration.transform, registration.covariance,
-                     in_world.pose, in_world.covariance))
-        self._pose.publish(needle_message(patient, 'patient', state.stamp_ns))
 
     def _watch(self) -> None:
         state = self._filter.state

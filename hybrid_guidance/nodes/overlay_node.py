@@ -34,7 +34,9 @@ class OverlayParameters:
 
     procedure: str = parameter('lumbar_facet_injection', fixed=True, meaning=(
         'name or YAML file of the procedure: length of the needle'))
-    rate: float = parameter(8.0, low=0.5, high=30.0, unit='Hz', fixed=True,
+    largest: int = parameter(768, low=64, high=4096, unit='px', meaning=(
+        'longest side of an overlay; a larger image is shown smaller'))
+    rate: float = parameter(5.0, low=0.5, high=30.0, unit='Hz', fixed=True,
                             meaning='of each overlay, at most')
     plane_rate: float = parameter(2.0, low=0.1, high=10.0, unit='Hz', fixed=True,
                                   meaning='of the image planes in 3-D')
@@ -112,8 +114,10 @@ class OverlayNode(GuidanceNode[OverlayParameters]):
                 continue
             sensor_T_patient, reasons = self._pose_and_doubts(view)
             scene = self._scene(view, reasons)
-            view.canvas = overlay.draw(overlay.picture(view.frame.pixels), view.frame.projection,
-                                       sensor_T_patient, scene)
+            pixels, projection = overlay.reduced(
+                view.frame.pixels, view.frame.projection, self.parameters.largest)
+            view.canvas = overlay.draw(overlay.picture(pixels), projection, sensor_T_patient,
+                                       scene)
             self.health.set(view.sensor, not scene.reasons, '; '.join(scene.reasons))
             self._outlets[view.sensor].publish(
                 image_message(view.canvas, view.frame_id, view.frame.stamp_ns))

@@ -35,6 +35,9 @@ class Nearest:
 class Clearance:
     """Distances to structures.
 
+    A signed distance changes no faster than the tip moves, so what was far away a moment ago is
+    not measured again until it could be the nearest.
+
     Args:
         structures: name to signed distance, in ``patient``.
         sigmas: k, how many σ of the tip are taken off.
@@ -43,6 +46,7 @@ class Clearance:
     def __init__(self, structures: Mapping[str, Distance], sigmas: float) -> None:
         self._structures = dict(structures)
         self._sigmas = sigmas
+        self._known: dict[str, tuple[Points, float]] = {}
 
     def nearest(self, tip: Points, covariance: Array) -> Nearest | None:
         """Return the structure with the least clearance, or None without structures.
@@ -51,8 +55,20 @@ class Clearance:
             tip: (3,) m, in ``patient``.
             covariance: (3, 3) or (6, 6), of the tip.
         """
-        found = [self._measure(name, tip, covariance) for name in self._structures]
-        return min(found, key=lambda item: item.clearance, default=None)
+        slack = self._sigmas * float(np.linalg.eigvalsh(covariance[:3, :3])[-1]) ** 0.5
+        best: Nearest | None = None
+        for bound, name in sorted((self._bound(name, tip), name) for name in self._structures):
+            if best is None or bound - slack < best.clearance:
+                found = self._measure(name, tip, covariance)
+                best = found if best is None or found.clearance < best.clearance else best
+        return best
+
+    def _bound(self, name: str, tip: Points) -> float:
+        """Return a distance that the structure is at least away."""
+        if name not in self._known:
+            return -np.inf
+        place, distance = self._known[name]
+        return distance - float(np.linalg.norm(tip - place))
 
     def along(self, path: Path, spacing: float = 0.0005) -> float:
         """Return the least distance in m of a whole path; infinite without structures."""
@@ -70,5 +86,6 @@ class Clearance:
         length = float(np.linalg.norm(gradient))
         away = gradient / length if length > 0.0 else np.array([0.0, 0.0, 1.0])
         here = float(values[0])
+        self._known[name] = (tip, here)
         sigma = distance_deviation(covariance, away)
         return Nearest(name, tip - here * away, here, here - self._sigmas * sigma)

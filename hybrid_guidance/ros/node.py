@@ -1,6 +1,7 @@
 """What every node needs, once: parameters, health, guarded callbacks, paired frames, frames."""
 
 import ctypes
+import gc
 import os
 import signal
 import sys
@@ -176,6 +177,9 @@ def run(node_type: Callable[[], Node]) -> None:
     node = None
     try:
         node = node_type()
+        # What start-up made stays; scanning it again and again would delay images.
+        gc.collect()
+        gc.freeze()
         rclpy.spin(node)
     except (KeyboardInterrupt, ExternalShutdownException):
         pass

@@ -17,7 +17,7 @@ from hybrid_guidance.simulation.ultrasound import Scan, UltrasoundRenderer
 from hybrid_guidance.simulation.xray import Technique, XrayRenderer, display
 
 
-class RenderError(Exception):
+class RenderError(OSError):
     """Pictures that cannot be written; the message says what, where and what to do."""
 
 

@@ -37,7 +37,7 @@ class Properties:
     """Bulk properties.
 
     Attributes:
-        density: X-ray attenuation over that of water at 60 keV, without the mineral of bone.
+        density: X-ray attenuation over that of water at 60 keV, of what is not bone mineral.
         scatter_db: mean echo against the brightest bone surface, dB.
         attenuation: ultrasound amplitude, dB/(cm·MHz), one way.
     """
@@ -64,8 +64,8 @@ PROPERTIES: dict[Tissue, Properties] = {
     Tissue.NERVE: Properties(1.04, -32.0, 0.6),
     Tissue.FLUID: Properties(1.01, -60.0, 0.05),
     Tissue.BLOOD: Properties(1.05, -58.0, 0.2),
-    Tissue.CANCELLOUS: Properties(1.0, -44.0, 2.5),
-    Tissue.CORTICAL: Properties(1.0, -40.0, 2.5),
+    Tissue.CANCELLOUS: Properties(0.83, -44.0, 2.5),
+    Tissue.CORTICAL: Properties(0.1, -40.0, 2.5),
 }
 
 

@@ -92,6 +92,11 @@ class UltrasoundRenderer:
         shape = (self.scan.samples, self.scan.beams)
         self._tissue = np.zeros((2, *shape), np.float32)
         self._transmission = np.ones(shape, np.float32)
+        self._frame = np.zeros((2, *shape), np.float32)
+        self._echo = np.zeros(shape, np.float32)
+        self._blurred = np.zeros(shape, np.float32)
+        self._shade = np.ones(shape, np.float32)
+        self._level = np.zeros(shape, np.float32)
 
     def render(self, patient_T_image: Transform, needles: Sequence[Needle] = (),
                time: float = 0.0) -> NDArray[np.uint8]:
@@ -106,14 +111,17 @@ class UltrasoundRenderer:
             (H, W) uint8, black outside the sector; the caller owns it.
         """
         scan = self.scan
-        envelope = self.envelope(patient_T_image, needles, time)
-        cv2.multiply(envelope, self._time_gain, dst=envelope)
-        cv2.max(envelope, 1e-6, dst=envelope)
-        cv2.log(envelope, dst=envelope)
-        steps = 255.0 / scan.dynamic_range_db
-        grey = cv2.convertScaleAbs(
-            cv2.max(envelope, -(scan.dynamic_range_db + scan.gain_db) / _DB)
-            + np.float32((scan.dynamic_range_db + scan.gain_db) / _DB), alpha=steps * _DB)
+        level = self._level
+        self._complex(patient_T_image, needles, time, noise=True)
+        cv2.magnitude(self._frame[0], self._frame[1], magnitude=level)
+        cv2.multiply(level, self._time_gain, dst=level)
+        cv2.max(level, 1e-9, dst=level)
+        cv2.log(level, dst=level)
+        # Grey is linear in decibels: black at -dynamic range, white at 0 dB after the gain.
+        scale = 255.0 / scan.dynamic_range_db
+        cv2.max(level, -(scan.dynamic_range_db + scan.gain_db) / _DB, dst=level)
+        cv2.multiply(level, scale * _DB, dst=level)
+        grey = cv2.add(level, scale * (scan.dynamic_range_db + scan.gain_db), dtype=cv2.CV_8U)
         return np.asarray(cv2.remap(grey, self._map_beams, self._map_samples, cv2.INTER_LINEAR,
                                     borderMode=cv2.BORDER_CONSTANT), np.uint8)
 
@@ -122,20 +130,25 @@ class UltrasoundRenderer:
         """Return the echo amplitude before time gain and compression.
 
         Returns:
-            (samples, beams) float32; 1 is bone square to the beam at the transducer face. Rows
+            (samples, beams) float32; 1 is about a bone square to the beam at the face. Rows
             are at ``ranges`` metres from the face, columns at ``angles`` (radians; of a linear
             probe at ``angles`` metres along the face).
         """
+        self._complex(patient_T_image, needles, time, noise)
+        return np.asarray(cv2.magnitude(self._frame[0], self._frame[1]), np.float32)
+
+    def _complex(self, patient_T_image: Transform, needles: Sequence[Needle], time: float,
+                 noise: bool) -> None:
+        """Fill the frame: tissue, needles and noise, real and imaginary."""
         if self._pose is None or not np.array_equal(self._pose, patient_T_image):
             self._look(patient_T_image)
             self._pose = np.array(patient_T_image)
-        real, imaginary = self._tissue
+        np.copyto(self._frame, self._tissue)
         if needles:
-            real, imaginary = self._with_needles(patient_T_image, needles)
+            self._insert(patient_T_image, needles)
         if noise:
-            first, second = self._noise(time)
-            real, imaginary = cv2.add(real, first), cv2.add(imaginary, second)
-        return np.asarray(cv2.magnitude(real, imaginary), np.float32)
+            for part, added in zip(self._frame, self._noise(time), strict=True):
+                cv2.add(part, added, dst=part)
 
     def polar(self, points: Points) -> tuple[Array, Array]:
         """Return beam and sample indices (fractional) of (..., 2) points x, y of the slice."""
@@ -209,7 +222,8 @@ class UltrasoundRenderer:
         for index in range(4):
             pose = np.eye(4)
             pose[:3, 3] = 0.0071 * index
-            real, imaginary = (self._blur(part) for part in self._speckle(pose))
+            real, imaginary = (self._blur(part, np.empty_like(part))
+                               for part in self._speckle(pose))
             power += np.mean(real**2 + imaginary**2, axis=1, keepdims=True)
         smooth = cv2.blur(power / 4, (1, scan.samples // 8), borderType=cv2.BORDER_REPLICATE)
         self._gain[:] = 1.0 / np.sqrt(smooth)
@@ -244,9 +258,8 @@ class UltrasoundRenderer:
         parts = packed.view(np.int8).reshape(*packed.shape, 2)
         return parts[..., 0].astype(np.float32), parts[..., 1].astype(np.float32)
 
-    def _blur(self, field: Polar) -> Polar:
-        """Convolve with the pulse and with the beam of each depth zone."""
-        result = np.empty_like(field)
+    def _blur(self, field: Polar, result: Polar) -> Polar:
+        """Convolve with the pulse and with the beam of each depth zone; fill and return."""
         reach = len(self._axial)
         for first, last, lateral in self._zones:
             top, bottom = max(first - reach, 0), min(last + reach, len(field))
@@ -277,8 +290,8 @@ class UltrasoundRenderer:
         real, imaginary = self._speckle(patient_T_image)
         cv2.multiply(real, amplitude, dst=real)
         cv2.multiply(imaginary, amplitude, dst=imaginary)
-        self._tissue[0] = self._blur(real + coherent)
-        self._tissue[1] = self._blur(imaginary)
+        self._blur(cv2.add(real, coherent), self._tissue[0])
+        self._blur(imaginary, self._tissue[1])
 
     def _fields(self, patient_T_image: Transform) -> tuple[Polar, Polar, Polar, Polar]:
         """Return bone (0..1), scatter (dB), sheets (0..1), attenuation (dB/cm/MHz) per sample."""
@@ -320,20 +333,19 @@ class UltrasoundRenderer:
         cv2.multiply(crest, sheet, dst=crest, scale=_SHEET_LEVEL)
         return np.asarray(cv2.add(echo, crest), np.float32)
 
-    def _with_needles(self, patient_T_image: Transform,
-                      needles: Sequence[Needle]) -> tuple[Polar, Polar]:
-        shadow = None
-        echo = np.zeros_like(self._tissue[0])
+    def _insert(self, patient_T_image: Transform, needles: Sequence[Needle]) -> None:
+        """Add needles to the frame, and the shadows they throw on the tissue."""
+        self._echo.fill(0.0)
+        self._shade.fill(1.0)
         image_T_patient = inverse(patient_T_image)
         for needle in needles:
-            dark = self._add_needle(echo, image_T_patient @ needle.pose, needle)
-            shadow = dark if shadow is None else shadow * dark
-        echo = self._blur(echo)
-        return (cv2.add(cv2.multiply(self._tissue[0], shadow), echo),
-                cv2.multiply(self._tissue[1], shadow))
+            self._add_needle(image_T_patient @ needle.pose, needle)
+        for part in self._frame:
+            cv2.multiply(part, self._shade, dst=part)
+        cv2.add(self._frame[0], self._blur(self._echo, self._blurred), dst=self._frame[0])
 
-    def _add_needle(self, echo: Polar, image_T_needle: Transform, needle: Needle) -> Polar:
-        """Put a shaft's echoes on the polar grid; return what its shadow leaves, (S, B).
+    def _add_needle(self, image_T_needle: Transform, needle: Needle) -> None:
+        """Put a shaft's echoes and its shadow on the polar grid.
 
         The echo lies on the axis: the front wall is nearer by less than the pulse is long.
         """
@@ -343,19 +355,17 @@ class UltrasoundRenderer:
         beams, samples = self.polar(points[:, :2])
         inside = ((beams >= 0) & (beams < self.scan.beams - 1)
                   & (samples >= 0) & (samples < self.scan.samples - 1))
-        shade = np.ones_like(echo)
         if not np.any(inside):
-            return shade
+            return
         points, beams, samples, along = (points[inside], beams[inside], samples[inside],
                                          along[inside])
         presence = self._presence(points, samples)
         amplitude = presence * self._specular(points, image_T_needle[:3, 2])
-        amplitude *= 1.0 + 0.3 * self._roughness[(along / 0.00012).astype(int)]
+        amplitude *= np.maximum(1.0 + 0.3 * self._roughness[(along / 0.00012).astype(int)], 0.5)
         amplitude[along < 0.0010] *= 1.8
         amplitude *= self._sampled(self._transmission, beams, samples)
-        self._splat(echo, beams, samples, amplitude, needle)
-        self._shade(shade, beams, samples, presence)
-        return shade
+        self._splat(beams, samples, amplitude, needle)
+        self._darken(beams, samples, presence)
 
     def _presence(self, points: Points, samples: Array) -> Array:
         """Return how much of the shaft is in the slice, which is thinnest at the focus."""
@@ -374,13 +384,12 @@ class UltrasoundRenderer:
         level = 10.0 ** (self.scan.needle_db / 20.0)
         # Mirror lobe about 12 degrees wide on a diffuse floor: ground steel.
         lobe = np.exp(-0.5 * (np.arccos(np.clip(sine, 0.0, 1.0)) / 0.21) ** 2)
-        return np.asarray(level * (0.30 * sine**2 + 0.70 * lobe))
+        return np.asarray(level * (0.36 * sine**2 + 0.64 * lobe))
 
     def _sampled(self, field: Polar, beams: Array, samples: Array) -> Array:
         return np.asarray(field[samples.astype(int), beams.astype(int)], dtype=float)
 
-    def _splat(self, echo: Polar, beams: Array, samples: Array, amplitude: Array,
-               needle: Needle) -> None:
+    def _splat(self, beams: Array, samples: Array, amplitude: Array, needle: Needle) -> None:
         """Add echoes and their reverberation, shared between the four nearest samples."""
         step = float(self.ranges[1] - self.ranges[0])
         # Sound goes to and fro across steel at 5 900 m/s: it seems nearer than it is.
@@ -395,16 +404,19 @@ class UltrasoundRenderer:
             v, u = rows[keep] - row, beams[keep] - column
             for down, right, share in ((0, 0, (1 - v) * (1 - u)), (0, 1, (1 - v) * u),
                                        (1, 0, v * (1 - u)), (1, 1, v * u)):
-                np.add.at(echo, (row + down, column + right), (weight * share).astype(np.float32))
+                np.add.at(self._echo, (row + down, column + right),
+                          (weight * share).astype(np.float32))
 
-    def _shade(self, shade: Polar, beams: Array, samples: Array, presence: Array) -> None:
+    def _darken(self, beams: Array, samples: Array, presence: Array) -> None:
+        """Steel lets little sound through: darken what lies below it."""
         column = beams.round().astype(int)
         first = np.full(self.scan.beams, self.scan.samples)
         depth = np.zeros(self.scan.beams)
         np.minimum.at(first, column, samples.astype(int))
         np.maximum.at(depth, column, 0.35 * presence)
         below = np.arange(self.scan.samples)[:, None] > first[None, :] + 4
-        np.subtract(shade, depth.astype(np.float32)[None, :], out=shade, where=below)
+        light = np.asarray(1.0 - depth[None, :], np.float32)
+        np.multiply(self._shade, light, out=self._shade, where=below)
 
 
 _DB = 20.0 / float(np.log(10.0))

@@ -22,12 +22,12 @@ Picture = NDArray[np.float32]
 # Linear attenuation (1/m) at 35, 45, 55, 70 keV: NIST XCOM / NISTIR 5632 mass coefficients times
 # density: water; compact bone (ICRU 44, 1.92 g/cm³) ; stainless steel (as iron, 7.9 g/cm³).
 SOFT = (30.9, 24.6, 21.5, 19.3)
-BONE = (178.0, 104.0, 75.0, 52.0)
+BONE = (177.0, 101.0, 70.0, 50.0)
 STEEL = (4170.0, 2040.0, 1190.0, 640.0)
 # Share of the absorbed signal in each bin: 80 kVp tungsten, 3 mm Al and 0.1 mm Cu, 0.5 mm CsI.
 SPECTRUM_80 = (0.20, 0.32, 0.31, 0.17)
 # Water that the thick end of a wedge filter stands for, metres.
-_WEDGE_REACH = 0.13
+_WEDGE_REACH = 0.18
 # Photons per m² and Gy of air kerma, RQA5 (IEC 62220-1: 30 174 per mm² and µGy).
 PHOTONS_PER_KERMA = 30174e12
 # Air kerma at 1 m from the source, Gy/(mA·s) at 80 kVp and 3 mm Al, rising with the square of
@@ -62,7 +62,7 @@ class Technique:
     detector_size: tuple[float, float] = (0.30, 0.30)
     reference_distance: float = 0.45
     quantum_efficiency: float = 0.7
-    full_scale_kerma: float = 3.2e-6
+    full_scale_kerma: float = 2.4e-6
     blur: float = 0.00017
     scatter_to_primary: float = 0.35
     equalisation: float = 0.65

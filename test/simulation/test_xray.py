@@ -137,6 +137,32 @@ def test_hollow_rod_lets_more_through() -> None:
     assert hollow > 2.0 * solid
 
 
+def test_needle_along_the_beam_attenuates_like_its_length() -> None:
+    """The view down the barrel: a dot as dark as the needle is long."""
+    renderer = empty()
+    pose = look(np.array([0.0, 0.0, 1.0]))
+    air = renderer.expected(pose).copy()
+    rod = Needle(pose_along(np.zeros(3), np.array([0.0, 0.0, 1.0])), 0.010, 0.002,
+                 hub_diameter=0.0001, hub_length=0.0001)
+    ratio = renderer.expected(pose, [rod])[127:129, 127:129] / air[127:129, 127:129]
+    expected = sum(weight * np.exp(-steel * 0.002)
+                   for weight, steel in zip(renderer._weights, STEEL, strict=True))
+    np.testing.assert_allclose(ratio, expected, rtol=0.01)
+
+
+def test_two_needles_each_darken_their_own_place() -> None:
+    renderer = empty()
+    pose = look(np.array([0.0, 0.0, 1.0]))
+    air = renderer.expected(pose).copy()
+    first, second = (Needle(pose_along(np.array([0.0, y, 0.0]), np.array([1.0, 0.0, 0.0])),
+                            0.004, 0.03) for y in (-0.03, 0.03))
+    alone = [1.0 - renderer.expected(pose, [needle]) / air for needle in (first, second)]
+    both = 1.0 - renderer.expected(pose, [first, second]) / air
+    np.testing.assert_allclose(both, alone[0] + alone[1], atol=1e-5)
+    assert alone[0].max() > 0.5
+    assert alone[1].max() > 0.5
+
+
 @pytest.fixture(scope='module')
 def patient() -> Patient:
     return build_patient('lumbar', 1)

@@ -1,0 +1,227 @@
+"""Image to needle/pose, node to node, beside the bare transport of the same image.
+
+A source process publishes images rendered beforehand (ultrasound 640 x 480 at 30 Hz,
+fluoroscopy 1024 x 1024 mono16 at 15 Hz), stamped as they leave, with the tracked poses of that
+moment. The package's own nodes see them. Two further processes receive: one the bare images, one
+``needle/pose``; both times count from the image's stamp. Everything is simulated.
+
+    python bench/latency.py [--seconds 60]
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+RATES = {'ultrasound': 30.0, 'fluoroscopy': 15.0}
+BAR = 3.0
+NODES = ('fluoroscopy_tracker_node', 'ultrasound_tracker_node', 'fusion_node', 'planner_node',
+         'overlay_node')
+
+
+def render_frames(count: int):
+    """Return both sensors' images of a needle that goes in, and what they were taken with."""
+    from hybrid_guidance.procedure import load_procedure
+    from hybrid_guidance.simulation.anatomy import build_patient
+    from hybrid_guidance.simulation.instruments import needle_on_path
+    from hybrid_guidance.simulation.ultrasound import UltrasoundRenderer
+    from hybrid_guidance.simulation.xray import Technique, XrayRenderer
+
+    procedure = load_procedure('lumbar_facet_injection')
+    setup, patient = procedure.fluoroscopy, build_patient(procedure.region, 1)
+    ultrasound = UltrasoundRenderer(patient, procedure.ultrasound.probe,
+                                    procedure.ultrasound_projection(), 1)
+    xray = XrayRenderer(patient, procedure.fluoroscopy_projection(), Technique(
+        setup.kvp, setup.mas_per_pulse, setup.source_to_detector, setup.detector_size), 1)
+    # Slow enough that going in and out looks like one motion to the filter.
+    depths = 0.036 + 0.012 * (1 - np.cos(np.linspace(0, 2 * np.pi, count, endpoint=False))) / 2
+    slices, pulses = [], []
+    for number, depth in enumerate(depths):
+        needle = needle_on_path(procedure.entry, procedure.target, depth,
+                                procedure.needle.diameter, procedure.needle.length)
+        slices.append(ultrasound.render(procedure.patient_T_ultrasound(), [needle], 0.0).copy())
+        if number % 2 == 0:
+            pulses.append(xray.render(procedure.patient_T_fluoroscopy(), [needle]).copy())
+    return procedure, {'ultrasound': slices, 'fluoroscopy': pulses}
+
+
+def source(seconds: float) -> None:
+    """Publish both streams for some seconds, then say how many frames of each."""
+    import rclpy
+    from rclpy.node import Node
+
+    from hybrid_guidance.geometry.rigid import inverse
+    from hybrid_guidance.imaging.frame import Frame
+    from hybrid_guidance.ros import tf
+    from hybrid_guidance.ros.calibration import load_calibrations
+    from hybrid_guidance.ros.convert import transform_message
+    from hybrid_guidance.ros.frames import FramePublisher
+
+    procedure, images = render_frames(600)
+    calibrations = load_calibrations('simulated')
+    world_T_patient = calibrations['patient'].transform
+    rclpy.init()
+    node = Node('bench_source')
+    broadcaster = tf.TransformBroadcaster(node)
+    sensors = {
+        'ultrasound': ('ultrasound_image', procedure.patient_T_ultrasound(),
+                       procedure.ultrasound_projection()),
+        'fluoroscopy': ('fluoroscopy_optical_frame', procedure.patient_T_fluoroscopy(),
+                        procedure.fluoroscopy_projection())}
+    publishers = {name: FramePublisher(node, name, frame)
+                  for name, (frame, _, _) in sensors.items()}
+    sent = dict.fromkeys(sensors, 0)
+
+    def send(name: str) -> None:
+        frame, patient_T_sensor, projection = sensors[name]
+        mount = calibrations[frame]
+        world_T_mount = world_T_patient @ patient_T_sensor @ inverse(mount.transform)
+        pixels = images[name][sent[name] % len(images[name])]
+        now = node.get_clock().now().nanoseconds
+        broadcaster.sendTransform([transform_message('world', mount.parent, now, world_T_mount)])
+        publishers[name].publish(Frame(pixels, now, projection))
+        sent[name] += 1
+
+    print('ready', flush=True)
+    sys.stdin.readline()
+    begin = time.monotonic()
+    while (elapsed := time.monotonic() - begin) < seconds:
+        for name, rate in RATES.items():
+            if sent[name] <= elapsed * rate:
+                send(name)
+        following = min(sent[name] / rate for name, rate in RATES.items())
+        time.sleep(max(begin + following - time.monotonic(), 0.0))
+    time.sleep(1.0)
+    print(json.dumps(sent), flush=True)
+
+
+def sink(kind: str) -> None:
+    """Receive images or poses until told to stop; say when each stamp arrived."""
+    import rclpy
+    from geometry_msgs.msg import PoseWithCovarianceStamped
+    from rclpy.node import Node
+    from sensor_msgs.msg import Image
+
+    from hybrid_guidance.ros import qos
+    from hybrid_guidance.ros.convert import stamp_ns
+
+    rclpy.init()
+    node = Node(f'bench_{kind}_sink')
+    arrived: dict[str, dict[int, int]] = {}
+
+    def listen(name: str, message_type, topic: str, quality) -> None:
+        times = arrived.setdefault(name, {})
+
+        def take(message) -> None:
+            # rclpy has read the whole message by now, as it has for every node.
+            times[stamp_ns(message.header.stamp)] = node.get_clock().now().nanoseconds
+        node.create_subscription(message_type, topic, take, quality)
+    if kind == 'images':
+        for name in RATES:
+            listen(name, Image, f'{name}/image_raw', qos.IMAGE)
+    else:
+        listen('pose', PoseWithCovarianceStamped, 'needle/pose', qos.OBSERVATION)
+    print('ready', flush=True)
+    with contextlib.suppress(KeyboardInterrupt, rclpy.executors.ExternalShutdownException):
+        rclpy.spin(node)
+    print(json.dumps({name: {str(stamp): when for stamp, when in times.items()}
+                      for name, times in arrived.items()}), flush=True)
+
+
+def start(role: str, *arguments: str) -> subprocess.Popen:
+    """Start this file in another role."""
+    return subprocess.Popen([sys.executable, __file__, '--role', role, *arguments], text=True,
+                            stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+
+def measure(seconds: float):
+    """Run everything; return frames sent, arrival times, and CPU seconds of each node."""
+    from hybrid_guidance.supervisor import Supervisor, node_command, ros_arguments
+
+    supervisor = Supervisor(lambda name, line: None, lambda name, status, lines: print(
+        f'{name} has ended: {lines}', file=sys.stderr), os.environ)
+    for name in NODES:
+        supervisor.start(name, node_command(name, *ros_arguments(name, {})))
+    roles = {'images': start('images'), 'poses': start('poses'),
+             'source': start('source', '--seconds', str(seconds))}
+    for process in roles.values():
+        process.stdout.readline()
+    # Discovery and the first use of everything are no part of the measurement.
+    time.sleep(5.0)
+    processes = {name: psutil.Process(child.process.pid)
+                 for name, child in supervisor.children.items()}
+    before = {name: sum(process.cpu_times()[:2]) for name, process in processes.items()}
+    roles['source'].stdin.write('go\n')
+    roles['source'].stdin.flush()
+    sent = json.loads(roles['source'].stdout.readline())
+    cpu = {name: sum(process.cpu_times()[:2]) - before[name]
+           for name, process in processes.items()}
+    arrived = {}
+    for role in ('images', 'poses'):
+        roles[role].send_signal(2)
+        arrived |= json.loads(roles[role].stdout.readline())
+    supervisor.stop()
+    return sent, arrived, cpu
+
+
+def spread(milliseconds) -> str:
+    """Return p50, p95 and p99 for people."""
+    return '  '.join(f'p{q} {np.percentile(milliseconds, q):6.2f}' for q in (50, 95, 99))
+
+
+def report(seconds: float) -> bool:
+    """Measure, print, end each comparison with one JSON line; tell whether the bars hold."""
+    sent, arrived, cpu = measure(seconds)
+    good = True
+    for name in RATES:
+        bare = {stamp: (when - int(stamp)) * 1e-6 for stamp, when in arrived[name].items()}
+        poses = {stamp: (when - int(stamp)) * 1e-6 for stamp, when in arrived['pose'].items()
+                 if stamp in bare}
+        print(f'{name}: {sent[name]} sent, {sent[name] - len(bare)} lost, {len(poses)} poses')
+        print(f'  bare transport        {spread(list(bare.values()))} ms')
+        print(f'  image to needle/pose  {spread(list(poses.values()))} ms')
+        value, reference = (float(np.median(list(group.values()))) for group in (poses, bare))
+        lost = sent[name] - len(bare)
+        good &= value <= BAR * reference and lost == 0 and len(poses) > 0.9 * sent[name]
+        print(json.dumps({'name': f'latency_{name}', 'value': round(value, 3), 'unit': 'ms',
+                          'bar': round(BAR * reference, 3), 'reference': round(reference, 3),
+                          'ratio': round(value / reference, 3)}))
+        print(json.dumps({'name': f'frames_lost_{name}', 'value': lost, 'unit': 'frames',
+                          'bar': 0, 'reference': sent[name],
+                          'ratio': round(lost / sent[name], 5)}))
+    print('CPU, share of one core: ' + ', '.join(
+        f'{name} {used / seconds:.0%}' for name, used in cpu.items()))
+    return good
+
+
+def main() -> int:
+    """Run the role asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
+    parser.add_argument('--seconds', type=float, default=60.0)
+    parser.add_argument('--role', choices=('report', 'source', 'images', 'poses'),
+                        default='report')
+    arguments = parser.parse_args()
+    from hybrid_guidance.ros import environment
+    environment.prepare()
+    if arguments.role == 'source':
+        source(arguments.seconds)
+    elif arguments.role in ('images', 'poses'):
+        sink(arguments.role)
+    else:
+        return 0 if report(arguments.seconds) else 1
+    return 0
+
+
+if __name__ == '__main__':
+    os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
+    os.environ.setdefault('ROS_DOMAIN_ID', str(101 + os.getpid() % 100))
+    # Both streams are made in this folder's own processes; nothing else is to be heard.
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    sys.exit(main())

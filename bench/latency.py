@@ -5,7 +5,7 @@ fluoroscopy 1024 x 1024 mono16 at 15 Hz), stamped as they leave, with the tracke
 moment. The package's own nodes see them. Two further processes receive: one the bare images, one
 ``needle/pose``; both times count from the image's stamp. Everything is simulated.
 
-    python bench/latency.py [--seconds 60]
+Usage: python bench/latency.py [--seconds 60]
 """
 
 import argparse

@@ -6,6 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +73,31 @@ def _add_render(parser: argparse.ArgumentParser) -> None:
 def _add_plus(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('config', type=Path, help='PLUS device set or calibration result, XML')
     parser.add_argument('output', type=Path, help='calibration file to write, YAML')
-    parser.add_argument('--width', type=int, required=True,
-                        help='of the image in pixels: its top centre is the transducer face')
+    parser.add_argument('--width', type=_pixel_count, required=True, metavar='PX',
+                        help='of the image: its top centre is taken for the transducer face')
+    parser.add_argument('--height', type=_pixel_count, metavar='PX',
+                        help='of the image (default: 3/4 of its width); for the uncertainty')
+    parser.add_argument('--origin', type=float, nargs=2, metavar=('U', 'V'),
+                        help='pixel of the mid transducer face, if it is not where the file says')
+    parser.add_argument('--date', type=_moment, help=(
+        'when the calibration was made, such as 2012-09-11, if the file does not say'))
+    parser.add_argument('--expires', type=_moment, help=(
+        'until when it may be used (default: a year from its date); an old recording is played '
+        'with its old calibration by saying so here'))
+
+
+def _pixel_count(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) <= 65535:
+        raise argparse.ArgumentTypeError(f'"{text}" is not a number of pixels')
+    return int(text)
+
+
+def _moment(text: str) -> datetime:
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f'"{text}" is not a date such as 2030-01-31 or 2030-01-31T12:00:00+00:00') from None
 
 
 def _assignments(pairs: Sequence[str]) -> dict[str, dict[str, str]]:
@@ -187,9 +211,15 @@ def _render(arguments: argparse.Namespace) -> int:
 def _import_plus(arguments: argparse.Namespace) -> int:
     from hybrid_guidance.calibration.file import save
     from hybrid_guidance.calibration.plus import read_plus_config
-    calibration = read_plus_config(arguments.config, width=arguments.width)
+    calibration = read_plus_config(
+        arguments.config, arguments.width, arguments.height, arguments.origin,
+        date=arguments.date, expires=arguments.expires)
     save(arguments.output, [calibration])
-    print(f'{arguments.output}: {calibration.parent} -> {calibration.child}')
+    print(f'{arguments.output}: {calibration.parent} -> {calibration.child}, '
+          f'made on {calibration.date:%Y-%m-%d}; {calibration.method}')
+    if calibration.expires <= datetime.now(timezone.utc):
+        print(f'it expired on {calibration.expires:%Y-%m-%d} and will be refused; to play a '
+              'recording of its time with it, give a later date with --expires', file=sys.stderr)
     return 0
 
 

@@ -19,9 +19,10 @@ YAML, version 1::
       residual: 0.00048                 # m
       held_out_error: 0.00054           # m
       made_by: hybrid-guidance calibrate
-      image:                            # ultrasound-spatial only
-        spacing: [x, y]                 # m per pixel
+      image:                            # ultrasound-spatial only, and only where the images
+        spacing: [x, y]                 # carry no scale of their own: m per pixel
         origin: [u0, v0]                # pixel of the mid transducer face
+        skew: 0.0                       # m along x per pixel along v; may be left out
 """
 
 import os
@@ -81,7 +82,8 @@ class Calibration:
         residual: of the observations used, in metres; None when not known.
         held_out_error: of observations not used, in metres; None when not known.
         made_by: program or person.
-        image: pixel spacing and origin that belong to it (ultrasound only).
+        image: pixel spacing and origin that belong to it (ultrasound only); None where the
+            images carry their own.
     """
 
     kind: str
@@ -307,18 +309,20 @@ def _covariance(entry: Mapping[Any, Any]) -> Array:
 
 def _image(entry: Mapping[Any, Any], kind: str) -> ImageGeometry | None:
     image = entry.get('image')
-    if kind != 'ultrasound-spatial':
-        if image is not None:
-            raise CalibrationError('"image" belongs to ultrasound-spatial only; remove it')
+    if image is None:
         return None
-    if not isinstance(image, Mapping) or set(image) != {'spacing', 'origin'}:
-        raise CalibrationError('"image" must hold "spacing" and "origin", nothing else')
+    if kind != 'ultrasound-spatial':
+        raise CalibrationError('"image" belongs to ultrasound-spatial only; remove it')
+    if not isinstance(image, Mapping) or set(image) - {'skew'} != {'spacing', 'origin'}:
+        raise CalibrationError('"image" must hold "spacing" and "origin", may hold "skew", '
+                               'and nothing else')
     spacing = _numbers(image['spacing'], 'image spacing', 2)
     origin = _numbers(image['origin'], 'image origin', 2)
+    skew = _numbers([image.get('skew', 0.0)], 'image skew', 1)
     if np.any(spacing <= 0.0):
         raise CalibrationError('"image spacing" must be above zero (metres per pixel)')
     return ImageGeometry((float(spacing[0]), float(spacing[1])),
-                         (float(origin[0]), float(origin[1])))
+                         (float(origin[0]), float(origin[1])), float(skew[0]))
 
 
 def _date(entry: Mapping[Any, Any], key: str) -> datetime:
@@ -367,6 +371,8 @@ def _entry(calibration: Calibration) -> dict[str, Any]:
     if calibration.image is not None:
         entry['image'] = {'spacing': [float(value) for value in calibration.image.spacing],
                           'origin': [float(value) for value in calibration.image.origin]}
+        if calibration.image.skew:
+            entry['image']['skew'] = float(calibration.image.skew)
     return entry
 
 

@@ -1,10 +1,12 @@
 """Probe calibrations made with the PLUS toolkit, from its device set or result files.
 
 PLUS's ``Image`` to ``Probe`` matrix takes a pixel (u, v) to millimetres in the probe's marker
-frame and carries the pixel spacing in its columns. Here it is taken apart: spacing into an
-``ImageGeometry``, the rest into a rigid ``ultrasound_probe_T_ultrasound_image`` with x lateral
-(along u), y depth (along v) and z = x × y elevation, right-handed. PLUS's own third column may
-point the other way and is scaled arbitrarily; a slice has no pixels there, so it is not used.
+frame and carries the pixel spacing in its columns. Here it is taken apart: spacing and skew into
+an ``ImageGeometry``, the rest into a rigid ``ultrasound_probe_T_ultrasound_image`` with x lateral
+(along u), y depth (in the plane, at right angles to u) and z = x × y elevation, right-handed.
+PLUS fits its columns without asking for right angles, so that they may be sheared; nothing of
+that is lost. PLUS's own third column may point the other way and is scaled arbitrarily; a slice
+has no pixels there, so it is not used.
 """
 
 from collections.abc import Iterator
@@ -22,20 +24,22 @@ from hybrid_guidance.imaging.geometry import ImageGeometry
 _MAXIMUM_FILE = 64 << 20
 _DATE_FORMATS = ('%Y.%m.%d %H:%M:%S', '%m%d%y_%H%M%S')
 _REPEAT = 'repeat the calibration in PLUS'
+_VALID_FOR = timedelta(days=365)
+_DOUBTFUL_SHEAR = 0.01
+_MAXIMUM_SHEAR = 0.5
 
 
 def read_plus_config(path: str | Path, width: int, height: int | None = None,
                      origin_px: tuple[float, float] | None = None, *,
-                     date: datetime | None = None, valid_for: timedelta = timedelta(days=365),
-                     deviation: tuple[float, ...] | None = None,
-                     maximum_shear: float = 0.01, image: str = 'Image',
+                     date: datetime | None = None, expires: datetime | None = None,
+                     deviation: tuple[float, ...] | None = None, image: str = 'Image',
                      probe: str = 'Probe') -> Calibration:
     """Read the probe calibration out of a PLUS XML file.
 
     Without ``deviation`` the uncertainty comes from the error that the file states: that error
     (of a point, in three dimensions) for each axis, and the same at half the image's diagonal
-    for each angle. If the matrix is sheared a little, the nearest rigid transform is taken and
-    what it is off by at the image's corner is added.
+    for each angle. Image axes more than 1 % off a right angle are taken as they are, and
+    ``method`` says so: they tell of a poor fit.
 
     Args:
         path: device set configuration or calibration result.
@@ -44,20 +48,19 @@ def read_plus_config(path: str | Path, width: int, height: int | None = None,
         origin_px: pixel of the mid transducer face; by default the file's TransducerOriginPixel
             or TransducerCenterPixel, else the top centre of the image.
         date: when it was made, where the file does not say or to overrule it.
-        valid_for: how long it may be used from then.
+        expires: until when it may be used; by default a year from then.
         deviation: standard deviations (m, m, m, rad, rad, rad) in the probe's axes.
-        maximum_shear: cosine between the image's axes above which the matrix is refused.
         image: PLUS's name for the image frame.
         probe: PLUS's name for the probe's marker frame.
 
     Returns:
         Calibration of kind ``ultrasound-spatial``. For every pixel (u, v), ``transform`` applied
         to ``image.projection((width, height)).back_project((u, v))`` is PLUS's matrix times
-        (u, v, 0, 1), in metres (exactly without shear).
+        (u, v, 0, 1), in metres.
 
     Raises:
-        CalibrationError: unreadable, no or several such transforms, degenerate or sheared matrix,
-            no date, or nothing that tells how exact it is.
+        CalibrationError: unreadable, no or several such transforms, degenerate matrix, no date,
+            expiry before the date, or nothing that tells how exact it is.
     """
     path = Path(path)
     size = (width, round(0.75 * width) if height is None else height)
@@ -65,19 +68,17 @@ def read_plus_config(path: str | Path, width: int, height: int | None = None,
     element = _transform_element(path, root, image, probe)
     matrix = _matrix(path, element)
     origin, origin_from = _origin(path, root, width, origin_px, image)
-    spacing, transform = _split(path, matrix, origin, maximum_shear)
-    geometry = ImageGeometry(spacing, origin)
+    geometry, transform = _split(path, matrix, origin)
     held_out, residual = _errors(path, root, element)
-    misfit = _misfit(matrix, geometry, transform, size)
-    made = _date(path, element, date)
+    made, until = _dates(path, element, date, expires)
     parent, child = KINDS['ultrasound-spatial']
-    covariance = _covariance(path, deviation, held_out, residual, misfit,
-                             float(np.hypot(size[0] * spacing[0], size[1] * spacing[1])) / 2.0)
+    diagonal = float(np.hypot(size[0] * geometry.spacing[0], size[1] * geometry.spacing[1]))
     return Calibration(
         kind='ultrasound-spatial', parent=parent, child=child, transform=transform,
-        covariance=covariance, method=f'PLUS {image}To{probe}, origin {origin_from}', date=made,
-        expires=made + valid_for, samples=None, inliers=None, residual=residual,
-        held_out_error=held_out, made_by=f'PLUS, {path.name}', image=geometry)
+        covariance=_covariance(path, deviation, held_out, residual, diagonal / 2.0),
+        method=f'PLUS {image}To{probe}, origin {origin_from}{_doubt(geometry)}', date=made,
+        expires=until, samples=None, inliers=None, residual=residual, held_out_error=held_out,
+        made_by=f'PLUS, {path.name}', image=geometry)
 
 
 def _parse(path: Path) -> ElementTree.Element:
@@ -161,35 +162,36 @@ def _origin(path: Path, root: ElementTree.Element, width: int,
     return ((width - 1) / 2.0, 0.0), 'assumed at the top centre of the image'
 
 
-def _split(path: Path, matrix: Array, origin: tuple[float, float],
-           maximum_shear: float) -> tuple[tuple[float, float], Transform]:
-    """Take a pixel-to-millimetre matrix apart into spacing (m) and a rigid transform (m)."""
-    columns = matrix[:3, :2]
-    spacing_mm = np.linalg.norm(columns, axis=0)
-    if not np.all((spacing_mm > 1e-4) & (spacing_mm < 10.0)):
-        raise CalibrationError(f'{path}: pixel spacing of {spacing_mm} mm is not plausible; '
+def _split(path: Path, matrix: Array,
+           origin: tuple[float, float]) -> tuple[ImageGeometry, Transform]:
+    """Take a pixel-to-millimetre matrix apart into an image plane and a rigid transform (m)."""
+    along_u, along_v = matrix[:3, :2].T
+    lengths_mm = np.linalg.norm(matrix[:3, :2], axis=0)
+    if not np.all((lengths_mm > 1e-4) & (lengths_mm < 10.0)):
+        raise CalibrationError(f'{path}: pixel spacing of {lengths_mm} mm is not plausible; '
                                f'{_REPEAT}')
-    axes = columns / spacing_mm
-    shear = float(axes[:, 0] @ axes[:, 1])
-    if abs(shear) > maximum_shear:
+    shear = float(along_u @ along_v / np.prod(lengths_mm))
+    if abs(shear) > _MAXIMUM_SHEAR:
         raise CalibrationError(
             f'{path}: its image axes are {np.rad2deg(np.arccos(np.clip(shear, -1, 1))):.2f}° '
-            f'apart (shear {abs(shear):.1%}, at most {maximum_shear:.0%}), no rigid transform '
-            f'fits; {_REPEAT} with more images or a rigid fit')
-    left, _, right = np.linalg.svd(axes, full_matrices=False)
-    x, y = (left @ right).T
+            f'apart, which is no image plane; {_REPEAT} with more images or a rigid fit')
+    x = along_u / lengths_mm[0]
+    skew_mm = float(along_v @ x)
+    across = along_v - skew_mm * x
+    depth_mm = float(np.linalg.norm(across))
+    y = across / depth_mm
     corner = matrix @ np.array([*origin, 0.0, 1.0])
     transform = rigid.transform(np.column_stack([x, y, np.cross(x, y)]), corner[:3] * 1e-3)
-    return (float(spacing_mm[0]) * 1e-3, float(spacing_mm[1]) * 1e-3), transform
+    spacing = (float(lengths_mm[0]) * 1e-3, depth_mm * 1e-3)
+    return ImageGeometry(spacing, origin, skew_mm * 1e-3), transform
 
 
-def _misfit(matrix: Array, geometry: ImageGeometry, transform: Transform,
-            size: tuple[int, int]) -> float:
-    """Return the largest distance in metres between both descriptions, over the image."""
-    corners = np.array([(u, v) for u in (0.0, size[0] - 1.0) for v in (0.0, size[1] - 1.0)])
-    ours = rigid.transform_points(transform, geometry.projection(size).back_project(corners))
-    theirs = (corners @ matrix[:3, :2].T + matrix[:3, 3]) * 1e-3
-    return float(np.linalg.norm(ours - theirs, axis=1).max())
+def _doubt(geometry: ImageGeometry) -> str:
+    """Return a warning in words where the axes are far from right angles, else nothing."""
+    shear = geometry.skew / float(np.hypot(geometry.skew, geometry.spacing[1]))
+    if abs(shear) <= _DOUBTFUL_SHEAR:
+        return ''
+    return f'; its image axes are sheared by {abs(shear):.1%}, a sign of a poor fit'
 
 
 def _errors(path: Path, root: ElementTree.Element,
@@ -218,30 +220,42 @@ def _length(path: Path, element: ElementTree.Element, attribute: str) -> float |
 
 
 def _covariance(path: Path, deviation: tuple[float, ...] | None, held_out: float | None,
-                residual: float | None, misfit: float, radius: float) -> Array:
+                residual: float | None, radius: float) -> Array:
     """Return the (6, 6) covariance; ``radius`` in metres is the lever of an angle."""
     if deviation is not None:
         given = np.asarray(deviation, dtype=float)
         if given.shape != (6,) or not np.all(np.isfinite(given)) or np.any(given < 0.0):
             raise CalibrationError(f'{path}: deviation must be six numbers, not below zero')
         return np.diag(given**2)
-    stated = held_out if held_out is not None else residual
-    if not stated:
+    error = held_out if held_out is not None else residual
+    if not error:
         raise CalibrationError(f'{path}: states no error of this calibration; '
                                'give its standard deviations')
-    error = float(np.hypot(stated, misfit))
     return np.diag(np.array([error] * 3 + [error / radius] * 3)**2)
 
 
-def _date(path: Path, element: ElementTree.Element, date: datetime | None) -> datetime:
-    if date is not None:
-        return date if date.tzinfo else date.replace(tzinfo=timezone.utc)
+def _dates(path: Path, element: ElementTree.Element, date: datetime | None,
+           expires: datetime | None) -> tuple[datetime, datetime]:
+    """Return when the calibration was made and until when it may be used."""
+    made = _date(path, element) if date is None else _utc(date)
+    until = made + _VALID_FOR if expires is None else _utc(expires)
+    if until <= made:
+        raise CalibrationError(f'{path}: made on {made:%Y-%m-%d}, it cannot expire on '
+                               f'{until:%Y-%m-%d}; give a later expiry')
+    return made, until
+
+
+def _utc(moment: datetime) -> datetime:
+    return moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
+
+
+def _date(path: Path, element: ElementTree.Element) -> datetime:
     text = element.get('Date') or ''
     dates = [_parsed_date(text, form) for form in _DATE_FORMATS]
     found = next((parsed for parsed in dates if parsed is not None), None)
     if found is None:
         raise CalibrationError(f'{path}: date "{text}" of the calibration is missing or unknown; '
-                               'give the date')
+                               'give the date (import-plus --date)')
     return found
 
 

@@ -15,6 +15,7 @@ from itertools import product
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from hybrid_guidance.detection.ridge import maximum_subarrays
 from hybrid_guidance.geometry.types import Array, Image, Pixels
@@ -223,7 +224,8 @@ class ShaftModel:
 
 
 def measure(image: Image, segments: Sequence[Pixels], model: ShaftModel, *,
-            mask: Image | None = None, count: int = 2) -> Iterator[Shaft]:
+            mask: Image | None = None, count: int = 2,
+            accept: Callable[[Array], NDArray[np.bool_]] | None = None) -> Iterator[Shaft]:
     """Measure the bright straight shafts near rough segments.
 
     Args:
@@ -232,6 +234,7 @@ def measure(image: Image, segments: Sequence[Pixels], model: ShaftModel, *,
         model: what a shaft looks like.
         mask: (H, W) uint8, zero where the image means nothing.
         count: shafts measured in full at most: those that align best with a straight line.
+        accept: tells which of (K, 2, 2) aligned ends are worth measuring, (K,) bool.
 
     Yields:
         The shafts, best aligned first; fewer than ``count`` where there are no more.
@@ -239,6 +242,8 @@ def measure(image: Image, segments: Sequence[Pixels], model: ShaftModel, *,
     if not segments:
         return
     ends, merit = _align(image, np.stack(segments), model)
+    if accept is not None:
+        merit = np.where(accept(ends), merit, 0.0)
     for k in np.argsort(-merit)[:count]:
         if merit[k] > 0.0:
             shaft = _Strip.around(image, mask, ends[k], model).shaft()
@@ -376,7 +381,7 @@ class _Strip:
         self.level = max(_median(amplitude[self.run]), 1e-9)
         # What lies beyond a gap and is not as bright as the shaft does not belong to it.
         smooth = cv2.blur((amplitude / self.level).reshape(-1, 1), (1, 3)).ravel()
-        starts, stops, _ = maximum_subarrays(np.clip(smooth, -1.0, 1.2)[None] - 0.5, 40)
+        starts, stops, _ = maximum_subarrays(np.clip(smooth, -0.5, 1.2)[None] - 0.5, 40)
         run = slice(max(int(starts[0]), self.run.start - 8),
                     min(int(stops[0]) + 1, self.run.stop + 8))
         self.run = run if run.stop - run.start > 0.5 * self.run_length else self.run
@@ -392,7 +397,7 @@ class _Strip:
         profile = profile[middle - _NARROW:middle + _NARROW + 1]
         shift, delay = _fit_tail(profile if across > 0.0 else profile[::-1])
         self.origin = self.origin + np.sign(across) * shift * self.normal
-        # Along the beam the echoes are late by delay / |across|, of which this lies along the shaft.
+        # Along the beam the echoes are late by delay / |across|; this much lies along the shaft.
         self.trail = delay * along / max(abs(across), 0.25)
 
     @property
@@ -426,25 +431,41 @@ class _Strip:
         if self.s.size < 20:
             return False
         amplitude = cv2.blur(self.template.amplitude(self.pixels).reshape(-1, 1), (1, 5)).ravel()
-        bulk = cv2.blur(_row_bulk(self.pixels), (1, 9)).ravel()
         near = np.abs(self.s) < 0.35 * float(np.ptp(self.s))
         level = _median(amplitude[near]) if near.any() else 0.0
         for _ in range(2):
             if level <= 0.0:
                 return False
+            # Far above the shaft's own level is not the shaft but something it crosses.
             relative = amplitude / level
-            # Far above the shaft's own level is not the shaft: a hub, or something it crosses.
-            thick = 2.5 * max(float(np.percentile(bulk[relative > 0.5], 30)),
-                              2.5 * self.template.width * level)
-            gain = np.minimum.reduce([np.clip(relative, -0.5, 1.5) - 0.5,
-                                      np.clip(2.2 - relative, -1.0, None),
-                                      np.clip(2.5 * (1.0 - bulk / thick), -1.0, None)])
+            gain = np.minimum(np.clip(relative, -0.5, 1.5) - 0.5,
+                              np.clip(2.2 - relative, -1.0, None))
             starts, stops, _ = maximum_subarrays(gain[None], 30)
             first, last = int(starts[0]), int(stops[0])
             level = _median(amplitude[first:last + 1])
-        self.run = slice(first, last + 1)
-        self.level = level
+        self.run, self.level = slice(first, last + 1), level
+        self._cut_hub()
         return level > 0.0
+
+    def _cut_hub(self) -> None:
+        """Take a hub, much thicker than the shaft, off either end of the run."""
+        pixels = self.pixels[self.run]
+        bulk = cv2.blur(_row_bulk(pixels), (1, 9)).ravel()
+        typical = max(float(np.percentile(bulk, 20)), 2.5 * self.template.width * self.level)
+        low, high = self.model.widths
+        widths = _block_widths(pixels, max(self.run_length // 8, 1), (low, 2.0 * high))
+        wide = np.repeat(widths > 1.5 * np.percentile(widths, 25), 8)
+        wide = np.pad(wide, (0, self.run_length), mode='edge')[:self.run_length]
+        # Bone that the shaft crosses adds to the bulk, but leaves the shaft its width.
+        thick = (bulk > 2.0 * typical) & wide
+        count = np.arange(1, thick.size + 1)
+        from_start, from_end = (
+            int(np.max(count * (np.cumsum(flags) > 0.8 * count)))
+            for flags in (thick, thick[::-1]))
+        start = self.run.start + (from_start if from_start > 8 else 0)
+        stop = self.run.stop - (from_end if from_end > 8 else 0)
+        if stop - start > 20:
+            self.run = slice(start, stop)
 
     def fit_line(self) -> None:
         """Move origin and direction onto the centre line of the run."""
@@ -482,7 +503,7 @@ def _robust_line(s: Array, offset: Array) -> _Fit:
     beta = np.array([_median(offset), 0.0])
     for _ in range(4):
         residual = offset - design @ beta
-        scale = 1.4826 * _median(np.abs(residual)) + 1e-6
+        scale = max(1.4826 * _median(np.abs(residual)), 0.15)
         weight = np.square(np.clip(1.0 - (residual / (4.685 * scale)) ** 2, 1e-3, None))
         weighted = design * weight[:, None]
         beta = np.linalg.solve(weighted.T @ design, weighted.T @ offset)
@@ -567,18 +588,24 @@ def _tail_shapes() -> tuple[Array, Array, Array]:
 
 def _best_width(strip: _Strip) -> float:
     """Return the σ whose profile explains most of the shaft, were part of it hub or crossed."""
-    half = strip.pixels.shape[1] // 2
     count = max(min(8, strip.run_length // 12), 1)
-    blocks = np.stack([rows.mean(axis=0)
-                       for rows in np.array_split(strip.pixels[strip.run], count)])
-    candidates = np.geomspace(*strip.model.widths, 11)
+    widths = _block_widths(strip.pixels[strip.run], count, strip.model.widths)
+    return float(np.percentile(widths, 25))
+
+
+def _block_widths(pixels: Image, count: int, limits: tuple[float, float]) -> Array:
+    """Return the (count,) σ of the profile that explains most of each block of rows."""
+    half = pixels.shape[1] // 2
+    edges = np.linspace(0, len(pixels), count + 1).astype(int)
+    total = np.vstack([np.zeros(pixels.shape[1]), np.cumsum(pixels, axis=0, dtype=float)])
+    blocks = np.diff(total[edges], axis=0) / np.maximum(np.diff(edges), 1)[:, None]
+    candidates = np.geomspace(*limits, 11)
     gains = []
     for width in candidates:
-        template = _Template.gaussian(float(width), half)
+        template = _Template.gaussian(float(width), min(half, _NARROW))
         middle = blocks[:, half - template.half:half + template.half + 1]
         gains.append(middle @ template.profile / float(np.linalg.norm(template.profile)))
-    best = candidates[np.argmax(gains, axis=0)]
-    return float(np.percentile(best, 35))
+    return np.asarray(candidates[np.argmax(gains, axis=0)])
 
 
 def _describe(strip: _Strip, response: Array) -> Shaft:
@@ -597,7 +624,8 @@ def _describe(strip: _Strip, response: Array) -> Shaft:
     asymmetry = abs(float(sides[1] - sides[0])) / max(level, 1e-6)
     return Shaft(
         strip.origin, strip.direction, edges, strip.s, response,
-        strip.model.systematic, strip.model.windows, strip.trail, strip.line_covariance, level, template.width,
+        strip.model.systematic, strip.model.windows, strip.trail, strip.line_covariance,
+        level, template.width,
         _significance(profile, template, level), _coverage(inner, level),
         _unevenness(inner, level), asymmetry, strip.sagitta, _taper(strip.pixels[rows]),
         np.array([_continuation(strip, edges, level, end) for end in (0, 1)]),

@@ -1,7 +1,10 @@
 """The needle in an ultrasound slice: a thin, straight, oblique echo with tissue below it."""
 
+from dataclasses import dataclass
+
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from hybrid_guidance.detection.line import (
     PixelNeedle,
@@ -12,16 +15,18 @@ from hybrid_guidance.detection.line import (
     most_probable,
 )
 from hybrid_guidance.detection.ridge import LineSearch
-from hybrid_guidance.geometry.types import Array, Image
+from hybrid_guidance.geometry.types import Array, Image, Pixels
 from hybrid_guidance.imaging.frame import Frame
+
+_ANGLE_SOFTNESS = np.deg2rad(0.5)
 
 
 class UltrasoundNeedleDetector:
     """Finds the needle in B-mode images (log-compressed, depth downwards).
 
     The tip is the deeper end. Bone is told by its shadow, fascia by its angle to the beam
-    (taken as the image's vertical), both by their curvature. Keeps buffers: one instance
-    per thread.
+    (which fans out where the sector's sides do), both by their curvature. Keeps buffers: one
+    instance per thread.
     """
 
     def __init__(self, *, minimum_length: float = 45.0,
@@ -33,7 +38,8 @@ class UltrasoundNeedleDetector:
 
         Args:
             minimum_length: px of visible echo.
-            angles: rad, range of the angle between shaft and beam.
+            angles: rad, range of the angle between shaft and beam, and largest angle to the
+                image's vertical.
             widths: px, range of σ of the echo's profile.
             dynamic_range_db: dB of echo between black and white (255).
             minimum_probability: candidates below are not returned at all.
@@ -46,7 +52,7 @@ class UltrasoundNeedleDetector:
         self._angles = angles
         self._minimum_probability = minimum_probability
         self._search = LineSearch(sigma=1.5, minimum_length=0.4 * minimum_length,
-                                  maximum_segments=candidates, angles=angles)
+                                  maximum_segments=candidates, angles=(angles[0], np.deg2rad(80.0)))
 
     def __call__(self, frame: Frame) -> PixelNeedle | None:
         """Return the most probable needle of a frame of (H, W) uint8, or None."""
@@ -60,17 +66,79 @@ class UltrasoundNeedleDetector:
         full_mask = cv2.resize(mask, pixels.shape[::-1], interpolation=cv2.INTER_NEAREST)
         full = cv2.resize(filled, pixels.shape[::-1], interpolation=cv2.INTER_LINEAR)
         cv2.copyTo(pixels.astype(np.float32), full_mask, full)
-        shafts = measure(full, segments, self._model, mask=full_mask)
-        needles = (_needle(shaft) for shaft in shafts if self._is_oblique(shaft.direction, 0.0))
+        beams = Beams.of(mask, 2.0)
+
+        def oblique(ends: Array) -> NDArray[np.bool_]:
+            narrow, wide = beams.angles(ends.mean(axis=1), ends[:, 1] - ends[:, 0])
+            low, high = self._angles
+            return np.asarray((narrow > low - 0.05) & (wide < high + 0.05))
+
+        shafts = measure(full, segments, self._model, mask=full_mask, accept=oblique)
+        needles = (_needle(shaft, beams, self._angles) for shaft in shafts)
         return most_probable(needles, self._minimum_probability)
 
-    def _is_oblique(self, axis: Array, slack: float) -> bool:
-        return self._angles[0] - slack <= _beam_angle(axis) <= self._angles[1] + slack
+
+@dataclass(frozen=True)
+class Beams:
+    """Which way sound travels: from a point above the image, or straight down.
+
+    Attributes:
+        apex: (2,) px where the beams of a curved probe meet, None for parallel beams.
+    """
+
+    apex: Pixels | None
+
+    @classmethod
+    def of(cls, mask: Image, scale: float = 1.0) -> 'Beams':
+        """Find where the straight sides of a sector meet.
+
+        Args:
+            mask: (H, W) uint8, zero outside the sector.
+            scale: pixels of the image per pixel of the mask.
+        """
+        inside = mask > 0
+        left = _side(np.argmax(inside, axis=1), inside)
+        right = _side(np.argmax(inside[:, ::-1], axis=1), inside)
+        if left is None or right is None or left[1] + right[1] > -0.1:
+            return cls(None)
+        v = (mask.shape[1] - 1.0 - right[0] - left[0]) / (left[1] + right[1])
+        return cls(scale * np.array([left[0] + left[1] * v, v]) + 0.5 * (scale - 1.0))
+
+    def angles(self, points: Pixels, axes: Array) -> tuple[Array, Array]:
+        """Return two angles, 0 to π/2, for (..., 2) axes at (..., 2) px.
+
+        The first is to the beam. The second is the larger of that and the angle to the
+        vertical: fascia runs along the skin, be that flat or pressed round by the probe.
+        """
+        beam = np.array([0.0, 1.0]) if self.apex is None else points - self.apex
+        cross = np.abs(axes[..., 0] * beam[..., 1] - axes[..., 1] * beam[..., 0])
+        narrow = np.asarray(np.arctan2(cross, np.abs(np.sum(axes * beam, axis=-1))))
+        vertical = np.arctan2(np.abs(axes[..., 0]), np.abs(axes[..., 1]))
+        return narrow, np.maximum(narrow, vertical)
 
 
-def _needle(shaft: Shaft) -> PixelNeedle:
+def _side(columns: NDArray[np.intp], inside: NDArray[np.bool_]) -> tuple[float, float] | None:
+    """Return offset and slope of a sector's side by row; None if it is not straight.
+
+    Args:
+        columns: (H,) first column inside, counted from that side of the image.
+        inside: (H, W) whether a pixel lies in the sector.
+    """
+    rows = np.flatnonzero(inside.any(axis=1))
+    # Below the row where the sector is widest its lower edge begins, or the image's.
+    rows = rows[:int(np.argmin(columns[rows])) + 1] if rows.size else rows
+    if rows.size < 30:
+        return None
+    slope, offset = np.polyfit(rows, columns[rows], 1)
+    residual = columns[rows] - offset - slope * rows
+    return (float(offset), float(slope)) if np.median(np.abs(residual)) < 2.0 else None
+
+
+def _needle(shaft: Shaft, beams: Beams, angles: tuple[float, float]) -> PixelNeedle:
     tip_end = int(shaft.direction[1] > 0.0)
-    return shaft.needle(tip_end, _probability(shaft, tip_end))
+    narrow, wide = (float(x) for x in beams.angles(shaft.ends.mean(axis=0), shaft.direction))
+    oblique = gate(wide, angles[1], _ANGLE_SOFTNESS) * gate(-narrow, -angles[0], _ANGLE_SOFTNESS)
+    return shaft.needle(tip_end, oblique * _probability(shaft, tip_end))
 
 
 def sector_mask(image: Image) -> Image:
@@ -111,7 +179,6 @@ def _probability(shaft: Shaft, tip_end: int) -> float:
         gate(shaft.taper, 1.5, 0.08),
         gate(_shadow(shaft), 0.5, 0.05),
         gate(-shaft.amplitude, -15.0, 2.0),
-        gate(_beam_angle(shaft.direction), np.deg2rad(75.5), np.deg2rad(0.5)),
         0.3 if shaft.open_end[tip_end] else 1.0,
     ]
     if shaft.open_end[1 - tip_end]:
@@ -129,8 +196,3 @@ def _shadow(shaft: Shaft) -> float:
     below = int(shaft.direction[0] > 0.0)
     above, under = shaft.far_sides[1 - below], shaft.far_sides[below]
     return float(above - under) / max(float(above), 8.0)
-
-
-def _beam_angle(axis: Array) -> float:
-    """Return the angle to the image's vertical, 0 to π/2."""
-    return float(np.arctan2(abs(axis[0]), abs(axis[1])))

@@ -51,7 +51,8 @@ class XrayNeedleDetector:
         size = np.array(pixels.shape[::-1])
         segments = [2.0 * segment.ends + 0.5 for segment in self._candidates(pixels)]
         exact = pixels if pixels.dtype == np.uint16 else pixels.astype(np.float32)
-        needles = (_needle(shaft, size) for shaft in measure(exact, segments, self._model))
+        shafts = measure(exact, segments, self._model, count=3)
+        needles = (_needle(shaft, size) for shaft in shafts)
         return most_probable(needles, self._minimum_probability)
 
     def _candidates(self, pixels: Image) -> list[Segment]:
@@ -100,7 +101,7 @@ def _probability(shaft: Shaft, tip_end: int) -> float:
         gate(shaft.sagitta, 0.25 + 0.002 * shaft.length, 0.06),
         gate(shaft.taper, 1.35, 0.05),
         gate(shaft.width, 3.0, 0.08),
-        gate(float(shaft.continuation[tip_end]), 0.5, 0.03),
+        gate(float(shaft.continuation[tip_end]), 0.62, 0.03),
         0.2 if shaft.open_end[tip_end] else 1.0,
         _hub_probability(shaft, 1 - tip_end),
     ]

@@ -35,9 +35,14 @@ class Projection:
 
     @classmethod
     def orthographic(cls, spacing: tuple[float, float], origin: tuple[float, float],
-                     size: tuple[int, int]) -> 'Projection':
-        """Slice: pixel spacing (x, y) in metres, pixel of the frame's origin, size (w, h)."""
-        matrix = np.array([[1.0 / spacing[0], 0.0, 0.0, origin[0]],
+                     size: tuple[int, int], skew: float = 0.0) -> 'Projection':
+        """Slice: pixel spacing (x, y) in metres, pixel of the frame's origin, size (w, h).
+
+        ``skew`` is how many metres along x one pixel along v is: zero where the image's axes
+        are at right angles.
+        """
+        across = -skew / (spacing[0] * spacing[1])
+        matrix = np.array([[1.0 / spacing[0], across, 0.0, origin[0]],
                            [0.0, 1.0 / spacing[1], 0.0, origin[1]],
                            [0.0, 0.0, 0.0, 1.0]])
         return cls(matrix, *size)

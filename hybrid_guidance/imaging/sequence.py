@@ -96,6 +96,7 @@ class SequenceRecording:
         notes: what a user should know.
         times: seconds of each frame since the first.
         start_time: time stamp of the first frame on the clock of the recording, in seconds.
+        pairs: (parent, child) of every transform that is good in some frame.
     """
 
     def __init__(self, images: NDArray[Any] | None, kept: list[int], flips: '_Flips',
@@ -112,6 +113,7 @@ class SequenceRecording:
         self._kept = kept
         self._flips = flips
         self._transforms = transforms
+        self.pairs = tuple(pair for pair, (_, good) in transforms.items() if good.any())
 
     def __len__(self) -> int:
         return len(self.times)

@@ -58,8 +58,8 @@ class FluoroscopyNode(GuidanceNode[FluoroscopyParameters]):
             self._simulate()
         else:
             self._playback = Playback(
-                self, self._publisher, lambda: open_dicom(self.parameters.file, 'fluoroscopy'),
-                self.parameters.loop)
+                self, self._publisher, self.parameters.file,
+                lambda file: open_dicom(file, 'fluoroscopy'), self.parameters.loop)
 
     def _simulate(self) -> None:
         procedure = load_procedure(self.parameters.procedure)

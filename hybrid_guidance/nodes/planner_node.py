@@ -29,7 +29,7 @@ from hybrid_guidance.ros.convert import (
     transform_message,
 )
 from hybrid_guidance.ros.node import GuidanceNode, run
-from hybrid_guidance.simulation.anatomy import build_patient
+from hybrid_guidance.simulation.anatomy import build_structures
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class PlannerNode(GuidanceNode[PlannerParameters]):
         self._points = {'entry': procedure.entry, 'target': procedure.target}
         structures = {}
         if self.parameters.anatomy == 'simulated':
-            solids = build_patient(procedure.region, self.parameters.seed).structures
+            solids = build_structures(procedure.region, self.parameters.seed)
             structures = {name: solids[name].at for name in procedure.avoid}
         self._clearance = Clearance(structures, self.parameters.sigmas)
         self._guidance: Guidance | None = None

@@ -1,20 +1,18 @@
 """Ultrasound images: a simulated slice, a DICOM recording, or a tracked PLUS recording."""
 
-import re
 from dataclasses import dataclass
 
 from hybrid_guidance.calibration.file import CalibrationError
 from hybrid_guidance.fusion.frame_tree import FrameTreeError
 from hybrid_guidance.geometry.rigid import inverse, transform
 from hybrid_guidance.imaging.dicom import open_dicom
-from hybrid_guidance.imaging.frame import Frame, RecordedFrame, Recording
+from hybrid_guidance.imaging.frame import Frame, Recording
+from hybrid_guidance.imaging.geometry import ImageGeometry
 from hybrid_guidance.imaging.sequence import open_sequence
 from hybrid_guidance.parameters import parameter
 from hybrid_guidance.procedure import load_procedure
-from hybrid_guidance.ros import tf
 from hybrid_guidance.ros.calibration import load_beliefs, load_calibrations
-from hybrid_guidance.ros.convert import transform_message
-from hybrid_guidance.ros.frames import FramePublisher, Playback
+from hybrid_guidance.ros.frames import FramePublisher, Playback, RecordedPoses
 from hybrid_guidance.ros.ground_truth import GroundTruth
 from hybrid_guidance.ros.health import ERROR
 from hybrid_guidance.ros.node import GuidanceNode, run
@@ -22,6 +20,8 @@ from hybrid_guidance.simulation.anatomy import build_patient
 from hybrid_guidance.simulation.instruments import Needle
 from hybrid_guidance.simulation.room import make_room
 from hybrid_guidance.simulation.ultrasound import UltrasoundRenderer
+
+_IMPORT = 'give the calibration of this recording, made with "hybrid-guidance import-plus"'
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class UltrasoundParameters:
     loop: bool = parameter(True, fixed=True, meaning='whether a recording starts over at its end')
     sequence_frames: str = parameter(
         'Tracker=world Probe=ultrasound_probe', fixed=True, meaning=(
-            'names in a sequence to tf frames; others keep theirs in lower case'))
+            'names in a sequence to tf frames; others become snake_case'))
     procedure: str = parameter('lumbar_facet_injection', fixed=True, meaning=(
         'name or YAML file of the procedure: probe and its position, simulated'))
     calibration_file: str = parameter('simulated', fixed=True, meaning=(
@@ -55,10 +55,9 @@ class UltrasoundNode(GuidanceNode[UltrasoundParameters]):
         if parameters.source == 'simulated':
             self._simulate()
             return
-        self._names = dict(pair.split('=') for pair in parameters.sequence_frames.split())
-        self._broadcaster = tf.TransformBroadcaster(self)
-        self._playback = Playback(self, self._publisher, self._open, parameters.loop,
-                                  self._broadcast)
+        self._poses = RecordedPoses(self, parameters.sequence_frames)
+        self._playback = Playback(self, self._publisher, parameters.file, self._open,
+                                  parameters.loop, self._poses)
 
     def _simulate(self) -> None:
         procedure, seed = load_procedure(self.parameters.procedure), self.parameters.seed
@@ -85,25 +84,27 @@ class UltrasoundNode(GuidanceNode[UltrasoundParameters]):
                                        stamp * 1e-9)
         self._publisher.publish(Frame(pixels, stamp, self._renderer.projection))
 
-    def _open(self) -> Recording:
+    def _open(self, file: str) -> Recording:
         if self.parameters.source == 'dicom':
-            return open_dicom(self.parameters.file, 'ultrasound')
-        geometry = None
+            return open_dicom(file, 'ultrasound')
+        recording = open_sequence(file, self._geometry())
+        self._poses.choose(recording.pairs)
+        return recording
+
+    def _geometry(self) -> ImageGeometry | None:
+        """Return the image plane of the calibration: a sequence has no scale of its own."""
+        name = self.parameters.calibration_file
         try:
-            found = load_calibrations(self.parameters.calibration_file)
-            geometry = found['ultrasound_image'].image
-        except (CalibrationError, FileNotFoundError, KeyError) as error:
+            found = load_calibrations(name).get('ultrasound_image')
+            if found is None or found.image is None:
+                raise CalibrationError(f'{name}: has no {"image" if found else "calibration"} of '
+                                       f'kind ultrasound-spatial; {_IMPORT}')
+            if found.method == 'simulated':
+                raise CalibrationError(f'{name}: is of the simulated probe; {_IMPORT}')
+        except (CalibrationError, FileNotFoundError) as error:
             self.health.set('calibration', False, f'no pixel spacing: {error}', ERROR)
-        return open_sequence(self.parameters.file, geometry)
-
-    def _broadcast(self, recorded: RecordedFrame, stamp: int) -> None:
-        self._broadcaster.sendTransform([
-            transform_message(self._frame(parent), self._frame(child), stamp, matrix)
-            for (parent, child), matrix in recorded.transforms.items()])
-
-    def _frame(self, name: str) -> str:
-        """Return the tf frame of a name in a sequence: ``PhantomTip`` is ``phantom_tip``."""
-        return self._names.get(name) or re.sub(r'(?<=[a-z0-9])(?=[A-Z])', '_', name).lower()
+            return None
+        return found.image
 
 
 def main() -> None:

@@ -68,6 +68,7 @@ def render(procedure: Procedure, seed: int, needle_depth: float | None,
     Raises:
         RenderError: the folder cannot be written.
     """
+    _make(output)
     patient = build_patient(procedure.region, seed)
     needle = procedure_needle(procedure, needle_depth)
     counts = xray_renderer(procedure, patient, seed).render(
@@ -76,7 +77,6 @@ def render(procedure: Procedure, seed: int, needle_depth: float | None,
         procedure.patient_T_ultrasound(), [needle])
     truth = _truth(procedure, seed, patient, needle)
     try:
-        output.mkdir(parents=True, exist_ok=True)
         _write(output / 'fluoroscopy.png', display(counts))
         _write(output / 'fluoroscopy_raw.png', counts)
         _write(output / 'ultrasound.png', slice_)
@@ -84,6 +84,13 @@ def render(procedure: Procedure, seed: int, needle_depth: float | None,
     except OSError as error:
         raise RenderError(f'{output}: cannot be written ({error}); name another folder') from error
     return truth
+
+
+def _make(output: Path) -> None:
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RenderError(f'{output}: cannot be made ({error}); name another folder') from error
 
 
 def _write(path: Path, picture: Image) -> None:

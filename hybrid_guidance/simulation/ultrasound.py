@@ -54,10 +54,10 @@ class Scan:
     beam_at_focus: float = 0.00042
     focus: float = 0.040
     slice_thickness: float = 0.0012
-    gain_db: float = 6.0
+    gain_db: float = 4.0
     dynamic_range_db: float = 60.0
     attenuation_compensated: float = 0.62
-    noise_db: float = -96.0
+    noise_db: float = -100.0
     needle_db: float = 2.0
 
 
@@ -179,7 +179,7 @@ class UltrasoundRenderer:
         there_and_back = 2.0 * 100.0 * self.ranges[:, None] * frequency
         gain = 10.0 ** (scan.attenuation_compensated * there_and_back / 20.0)
         self._time_gain = np.broadcast_to(gain, self._x.shape).astype(np.float32)
-        self._clutter = np.asarray(0.005 / self._time_gain, np.float32)
+        self._clutter = np.asarray(0.003 / self._time_gain, np.float32)
         # Skin is pressed against the face, whatever its shape, and the face itself rings.
         near = 15.0 * np.exp(-(self.ranges[:, None] / 0.0016) ** 2)
         self._near_field = np.asarray(near, np.float32)
@@ -279,7 +279,7 @@ class UltrasoundRenderer:
             2.0 * 100.0 * step * frequency / _DB)
         np.cumsum(loss, axis=0, out=loss)
         cv2.exp(-loss, dst=self._transmission)
-        # Side lobes and reverberation fill a shadow a little: clutter, some 46 dB down.
+        # Side lobes and reverberation fill a shadow a little: clutter, some 50 dB down.
         self._transmission += self._clutter
         self._transmission *= contact
         scatter_db += sheet * np.float32(_SHEET_SCATTER_DB)
@@ -420,7 +420,7 @@ class UltrasoundRenderer:
 
 
 _DB = 20.0 / float(np.log(10.0))
-_BONE_LEVEL = 0.0016
+_BONE_LEVEL = 0.0013
 _SHEET_LEVEL = 0.045
 _SHEET_SCATTER_DB = 9.0
 

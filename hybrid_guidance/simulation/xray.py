@@ -30,8 +30,9 @@ SPECTRUM_80 = (0.20, 0.32, 0.31, 0.17)
 _WEDGE_REACH = 0.18
 # Photons per m² and Gy of air kerma, RQA5 (IEC 62220-1: 30 174 per mm² and µGy).
 PHOTONS_PER_KERMA = 30174e12
-# Air kerma at 1 m from the source, Gy/(mA·s) at 80 kVp and 3 mm Al, rising with the square of
-# the voltage (AAPM Report 25; NCRP Report 147 gives 50-90 µGy per mA·s; the copper halves it).
+# Air kerma at 1 m from the source, Gy/(mA·s) at 80 kVp, rising with the square of the voltage:
+# 50 to 80 µGy for 70 to 90 kV behind 3 mm Al (University of Groningen, Radiation Protection,
+# data sheet "X-ray tubes"), of which 0.1 mm of copper takes some 40 %.
 OUTPUT_AT_80_KVP = 40e-6
 
 

@@ -69,6 +69,25 @@ def test_what_is_saved_is_what_is_loaded(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.glob('d.yaml*')] == ['d.yaml']
 
 
+def test_a_skewed_image_is_loaded_and_saved(tmp_path: Path) -> None:
+    image = {'spacing': [8e-5, 7e-5], 'origin': [410.0, 0.0], 'skew': -4e-6}
+    (calibration,) = load(write(tmp_path / 'c.yaml', entry(image=image)), NOW)
+    assert calibration.image is not None
+    # Ten pixels down are 0.04 mm to the left.
+    point = calibration.image.projection((820, 616)).back_project(np.array([410.0, 10.0]))
+    np.testing.assert_allclose(point, [-4e-5, 7e-4, 0.0], atol=1e-15)
+    save(tmp_path / 'd.yaml', [calibration])
+    assert load(tmp_path / 'd.yaml', NOW)[0].image == calibration.image
+
+
+def test_a_probe_whose_images_carry_their_scale_needs_no_image(tmp_path: Path) -> None:
+    for plain in (entry(image=None), {**entry(), 'image': None}):
+        (calibration,) = load(write(tmp_path / 'c.yaml', plain), NOW)
+        assert calibration.image is None
+        save(tmp_path / 'd.yaml', [calibration])
+        assert load(tmp_path / 'd.yaml', NOW)[0].image is None
+
+
 def test_a_quaternion_is_normalised_within_a_thousandth_only(tmp_path: Path) -> None:
     near = entry(rotation_xyzw=[0.0, 0.0, 0.6005, 0.8005])
     (calibration,) = load(write(tmp_path / 'c.yaml', near), NOW)
@@ -101,7 +120,11 @@ BAD = {
     'inliers': (entry(inliers=200), '200 inliers of 190 samples'),
     'samples': (entry(samples=-1), "'samples' must be a whole number"),
     'residual': (entry(residual=-1e-3), "'residual' must not be negative"),
-    'no image': (entry(image=None), '"image" must hold'),
+    'image half': (entry(image={'spacing': [1e-4, 1e-4]}), '"image" must hold'),
+    'image skew': (entry(image={'spacing': [1e-4, 1e-4], 'origin': [0, 0], 'skew': 'much'}),
+                   "'image skew' must be 1 number"),
+    'image more': (entry(image={'spacing': [1e-4, 1e-4], 'origin': [0, 0], 'depth': 1}),
+                   'nothing else'),
     'image spacing': (entry(image={'spacing': [0.0, 1.0], 'origin': [0, 0]}), 'above zero'),
     'image of a C-arm': (entry(kind='carm', parent='carm', child='fluoroscopy_optical_frame'),
                          'belongs to ultrasound-spatial only'),

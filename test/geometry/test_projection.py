@@ -50,3 +50,15 @@ def test_uncalibrated_says_so() -> None:
 def test_contains_keeps_a_margin_from_the_edge() -> None:
     inside = SLICE.contains(np.array([[0.0, 0.0], [5.0, 5.0], [639.0, 479.0], [640.0, 5.0]]), 2.0)
     assert inside.tolist() == [False, True, False, False]
+
+
+def test_a_skewed_slice_puts_pixels_where_its_definition_does() -> None:
+    """Against x = sx (u - u0) + skew (v - v0), y = sy (v - v0), written out."""
+    spacing, origin, skew = (2e-4, 1.5e-4), (320.0, 12.0), 7e-6
+    projection = Projection.orthographic(spacing, origin, (640, 480), skew)
+    u, v = np.random.default_rng(2).uniform(0.0, 600.0, (2, 50))
+    points = np.column_stack([spacing[0] * (u - origin[0]) + skew * (v - origin[1]),
+                              spacing[1] * (v - origin[1]), np.zeros(50)])
+    pixels = np.column_stack([u, v])
+    np.testing.assert_allclose(projection.back_project(pixels), points, rtol=0.0, atol=1e-15)
+    np.testing.assert_allclose(projection.pixels(points), pixels, rtol=0.0, atol=1e-9)

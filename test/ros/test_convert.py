@@ -89,12 +89,14 @@ def test_malformed_image_is_refused(spoil) -> None:
 
 @pytest.mark.parametrize('projection', [
     Projection.perspective((3400.0, 3300.0), (500.0, 520.0), (64, 48)),
-    Projection.orthographic((0.0002, 0.00015), (32.0, 12.0), (64, 48))])
+    Projection.orthographic((0.0002, 0.00015), (32.0, 12.0), (64, 48)),
+    Projection.orthographic((0.0002, 0.00015), (32.0, 12.0), (64, 48), 9e-6)])
 def test_camera_info_carries_the_projection(projection: Projection) -> None:
     info = convert.camera_info_message(projection, 'frame', 3)
     assert info.k[0] != 0.0
     back = convert.projection_from_info(info)
     assert np.allclose(back.matrix, projection.matrix)
+    assert np.array_equal(np.reshape(info.k, (3, 3))[:2, :2], projection.matrix[:2, :2])
     assert (back.width, back.height) == (64, 48)
 
 

@@ -1,10 +1,16 @@
-"""Needles against plain geometry."""
+"""Needles against plain geometry, and the pictures of a procedure on disk."""
 
+import json
+from pathlib import Path
+
+import cv2
 import numpy as np
 import pytest
 
 from hybrid_guidance.geometry.rigid import is_rigid
+from hybrid_guidance.procedure import load_procedure
 from hybrid_guidance.simulation.instruments import Needle, needle_on_path
+from hybrid_guidance.simulation.render import RenderError, render
 
 ENTRY = np.array([0.057, 0.085, -0.026])
 TARGET = np.array([0.020, 0.040, -0.019])
@@ -37,3 +43,27 @@ def test_moving_a_needle_keeps_everything_else() -> None:
     assert (moved.diameter, moved.length, moved.bore) == (0.0007, 0.09, 0.0004)
     assert moved.pose[0, 3] == 0.01
     assert needle.pose[0, 3] == 0.0
+
+
+def test_render_writes_pictures_and_a_truth_that_fits_them(tmp_path: Path) -> None:
+    procedure = load_procedure('lumbar_facet_injection')
+    render(procedure, 3, 0.050, tmp_path / 'out')
+    truth = json.loads((tmp_path / 'out' / 'truth.json').read_text())
+    assert truth['simulated'] is True
+    assert truth['needle_tip_to_target'] == pytest.approx(procedure.path_length - 0.050)
+    for name, frame, shape in (('fluoroscopy', 'optical', (1024, 1024)),
+                               ('ultrasound', 'image', (480, 640))):
+        picture = cv2.imread(str(tmp_path / 'out' / f'{name}.png'), cv2.IMREAD_UNCHANGED)
+        assert (picture.dtype, picture.shape) == (np.uint8, shape)
+        sensor_T_patient = np.linalg.inv(truth[name][f'patient_T_{frame}'])
+        tip = np.array(truth['patient_T_needle'])[:, 3]
+        seen = np.array(truth[name]['projection']) @ sensor_T_patient @ tip
+        np.testing.assert_allclose(seen[:2] / seen[2], truth[name]['tip_pixel'], atol=1e-6)
+    raw = cv2.imread(str(tmp_path / 'out' / 'fluoroscopy_raw.png'), cv2.IMREAD_UNCHANGED)
+    assert raw.dtype == np.uint16
+
+
+def test_render_into_a_file_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / 'taken').write_text('')
+    with pytest.raises(RenderError, match='another folder'):
+        render(load_procedure('lumbar_facet_injection'), 3, None, tmp_path / 'taken')

@@ -1,0 +1,100 @@
+"""The ultrasound detector against speckle whose needle is known, and real frames without one."""
+
+import numpy as np
+import pytest
+
+from hybrid_guidance.detection.ultrasound import Beams, UltrasoundNeedleDetector, sector_mask
+
+from .conftest import as_frame, is_honest, pixel_errors, plus_frames, ultrasound_scene
+
+SEEDS = range(70)
+
+
+@pytest.fixture(scope='module')
+def detector() -> UltrasoundNeedleDetector:
+    return UltrasoundNeedleDetector()
+
+
+@pytest.fixture(scope='module')
+def found(detector) -> list:
+    """(scene, needle) of every seeded image in which a needle is reported."""
+    pairs = []
+    for seed in SEEDS:
+        scene = ultrasound_scene(seed)
+        needle = detector(scene.frame)
+        if needle is not None and needle.probability >= 0.5:
+            pairs.append((scene, needle))
+    return pairs
+
+
+def test_most_needles_are_reported(found) -> None:
+    assert len(found) >= 0.85 * len(SEEDS)
+
+
+def test_tip_and_angle_are_exact_to_a_pixel_or_two(found) -> None:
+    errors = np.array([pixel_errors(*pair) for pair in found])
+    assert np.median(np.hypot(errors[:, 0], errors[:, 1])) <= 1.5
+    assert np.median(np.abs(np.rad2deg(errors[:, 2]))) <= 1.0
+    assert np.percentile(np.abs(np.rad2deg(errors[:, 2])), 95) <= 1.0
+
+
+def test_covariance_is_neither_too_small_nor_too_large(found) -> None:
+    errors = np.array([pixel_errors(*pair) for pair in found])
+    covariances = np.array([needle.covariance for _, needle in found])
+    assert len(errors) >= 60
+    assert is_honest(errors, covariances)
+    assert not is_honest(errors, 0.1 * covariances)
+    assert not is_honest(errors, 10.0 * covariances)
+
+
+def test_at_most_one_in_a_hundred_images_without_needle_is_reported(detector) -> None:
+    needles = [detector(ultrasound_scene(seed, needle=False).frame)
+               for seed in range(1000, 1100)]
+    assert sum(needle is not None and needle.probability >= 0.5 for needle in needles) <= 1
+
+
+def test_mirrored_image_gives_the_mirrored_needle(detector) -> None:
+    scene = ultrasound_scene(1)
+    straight = detector(scene.frame)
+    mirrored = detector(as_frame(np.fliplr(scene.frame.pixels)))
+    assert straight is not None
+    assert mirrored is not None
+    width = scene.frame.pixels.shape[1]
+    assert np.allclose(mirrored.tip, [width - 1 - straight.tip[0], straight.tip[1]], atol=0.5)
+    assert np.allclose(mirrored.direction, straight.direction * (-1.0, 1.0), atol=5e-3)
+
+
+def test_other_image_sizes_are_taken(detector) -> None:
+    scene = ultrasound_scene(1, shape=(616, 820))
+    needle = detector(scene.frame)
+    assert needle is not None
+    assert np.linalg.norm(needle.tip - scene.tip) < 5.0
+
+
+@pytest.mark.parametrize(('name', 'step'), [
+    ('SpinePhantomFreehand.igs.mha', 1), ('BoneUltrasound_L14.igs.mha', 1),
+    ('fCal_Test_Calibration_3NWires_fCal2.0.igs.mha', 5),
+    ('fCal_Test_Validation_3NWires_fCal2.0.igs.mha', 5),
+    ('WaterTankBottomTranslationVideoBuffer.igs.mha', 10)])
+def test_real_frames_without_needle_are_not_reported(detector, recordings, name: str,
+                                                     step: int) -> None:
+    needles = [detector(as_frame(pixels)) for pixels in plus_frames(recordings / name, step)]
+    assert all(needle is None or needle.probability < 0.5 for needle in needles)
+
+
+def test_beams_meet_where_the_sides_of_the_sector_do() -> None:
+    scene = ultrasound_scene(0)
+    beams = Beams.of(sector_mask(scene.frame.pixels))
+    assert beams.apex is not None
+    assert np.allclose(beams.apex, [320.0, -250.0], atol=12.0)
+
+
+def test_beams_of_a_rectangle_are_parallel() -> None:
+    pixels = np.zeros((400, 600), np.uint8)
+    pixels[20:380, 150:450] = 90
+    assert Beams.of(sector_mask(pixels)).apex is None
+
+
+@pytest.mark.parametrize('value', [0, 90, 255])
+def test_blank_image_has_no_needle(detector, value: int) -> None:
+    assert detector(as_frame(np.full((480, 640), value, np.uint8))) is None

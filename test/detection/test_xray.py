@@ -1,0 +1,127 @@
+"""The X-ray detector against images whose needle is known by construction."""
+
+import numpy as np
+import pytest
+
+from hybrid_guidance.detection.xray import XrayNeedleDetector
+
+from .conftest import as_frame, is_honest, pixel_errors, xray_scene
+
+SEEDS = range(70)
+
+
+@pytest.fixture(scope='module')
+def detector() -> XrayNeedleDetector:
+    return XrayNeedleDetector()
+
+
+@pytest.fixture(scope='module')
+def found(detector) -> list:
+    """(scene, needle) of every seeded image in which a needle is reported."""
+    pairs = []
+    for seed in SEEDS:
+        scene = xray_scene(seed)
+        needle = detector(scene.frame)
+        if needle is not None and needle.probability >= 0.5:
+            pairs.append((scene, needle))
+    return pairs
+
+
+def test_most_needles_are_reported(found) -> None:
+    assert len(found) >= 0.85 * len(SEEDS)
+
+
+def test_tip_and_angle_are_exact_to_a_fraction_of_a_pixel(found) -> None:
+    errors = np.array([pixel_errors(*pair) for pair in found])
+    assert np.median(np.hypot(errors[:, 0], errors[:, 1])) <= 0.5
+    assert np.median(np.abs(np.rad2deg(errors[:, 2]))) <= 0.3
+    assert np.percentile(np.abs(np.rad2deg(errors[:, 2])), 95) <= 0.5
+
+
+def test_hub_and_tip_are_not_confused(found) -> None:
+    aligned = [float(needle.direction @ scene.direction) > 0.9 for scene, needle in found]
+    assert np.mean(aligned) >= 0.97
+
+
+def test_covariance_is_neither_too_small_nor_too_large(found) -> None:
+    errors = np.array([pixel_errors(*pair) for pair in found])
+    covariances = np.array([needle.covariance for _, needle in found])
+    assert len(errors) >= 59
+    assert is_honest(errors, covariances)
+    assert not is_honest(errors, 0.1 * covariances)
+    assert not is_honest(errors, 10.0 * covariances)
+
+
+def test_at_most_one_in_a_hundred_images_without_needle_is_reported(detector) -> None:
+    needles = [detector(xray_scene(seed, needle=False).frame) for seed in range(1000, 1100)]
+    assert sum(needle is not None and needle.probability >= 0.5 for needle in needles) <= 1
+
+
+@pytest.mark.parametrize(('turn', 'flip'), [(1, False), (2, False), (3, False), (0, True)])
+def test_turned_image_gives_the_turned_needle(detector, turn: int, flip: bool) -> None:
+    scene = xray_scene(3)
+    pixels = scene.frame.pixels
+    side = pixels.shape[0] - 1
+    straight = detector(scene.frame)
+    moved = detector(as_frame(np.rot90(np.fliplr(pixels) if flip else pixels, turn)))
+    assert straight is not None
+    assert moved is not None
+    tip, direction = straight.tip, straight.direction
+    if flip:
+        tip, direction = np.array([side - tip[0], tip[1]]), direction * (-1.0, 1.0)
+    for _ in range(turn):
+        tip, direction = np.array([tip[1], side - tip[0]]), np.array([direction[1], -direction[0]])
+    assert np.linalg.norm(moved.tip - tip) < 0.2
+    assert float(moved.direction @ direction) > np.cos(np.deg2rad(0.05))
+
+
+def test_without_hub_the_tip_is_the_end_nearer_the_centre(detector) -> None:
+    scene = xray_scene(8, hub=False)
+    needle = detector(scene.frame)
+    assert needle is not None
+    centre = 0.5 * (np.array(scene.frame.pixels.shape[::-1]) - 1.0)
+    other = needle.tip - needle.length * needle.direction
+    assert np.linalg.norm(needle.tip - centre) < np.linalg.norm(other - centre)
+
+
+def test_curved_catheter_is_not_a_needle(detector) -> None:
+    """A thin ridge of constant contrast, but bent: radius 150 to 400 px."""
+    reports = 0
+    for seed in range(30):
+        random = np.random.default_rng(seed)
+        radius = random.uniform(150, 400)
+        v, u = np.mgrid[:640, :640]
+        centre = 320 + random.uniform(-1, 1, 2) * radius
+        ridge = np.exp(-0.5 * ((np.hypot(u - centre[0], v - centre[1]) - radius) / 1.5) ** 2)
+        counts = random.poisson(800 * np.exp(-0.35 * ridge))
+        needle = detector(as_frame((10 * counts).astype(np.uint16)))
+        reports += needle is not None and needle.probability >= 0.5
+    assert reports <= 1
+
+
+def test_straight_bone_edge_is_not_a_needle(detector) -> None:
+    """One-sided: as straight and as sharp as a shaft, but a step."""
+    for seed in range(10):
+        random = np.random.default_rng(seed)
+        v, u = np.mgrid[:640, :640]
+        angle = random.uniform(-np.pi, np.pi)
+        across = (u - 320) * np.cos(angle) + (v - 320) * np.sin(angle)
+        bone = 0.4 / (1.0 + np.exp(-across / 1.5))
+        counts = random.poisson(800 * np.exp(-bone))
+        needle = detector(as_frame((10 * counts).astype(np.uint16)))
+        assert needle is None or needle.probability < 0.5
+
+
+def test_eight_bits_give_the_same_needle(detector) -> None:
+    scene = xray_scene(3)
+    wide = detector(scene.frame)
+    scale = 255.0 / float(scene.frame.pixels.max())
+    narrow = detector(as_frame((scene.frame.pixels * scale).astype(np.uint8)))
+    assert wide is not None
+    assert narrow is not None
+    assert np.linalg.norm(wide.tip - narrow.tip) < 0.5
+
+
+@pytest.mark.parametrize('value', [0, 1, 40000, 65535])
+def test_blank_image_has_no_needle(detector, value: int) -> None:
+    assert detector(as_frame(np.full((512, 640), value, np.uint16))) is None

@@ -23,7 +23,7 @@ bench: setup
 
 setup: $(READY)
 
-$(READY): requirements.txt setup.py $(wildcard hybrid_guidance/nodes/*_node.py) tools/setup.sh tools/build_tf2_msgs.py tools/msg/TFMessage.msg
+$(READY): requirements.txt setup.py tools/setup.sh tools/build_tf2_msgs.py tools/msg/TFMessage.msg
 	PYTHON=$(PYTHON) tools/setup.sh $(VENV)
 	@touch $@
 

@@ -124,6 +124,58 @@ def sequence_fields(path: Path) -> tuple[np.ndarray, dict[str, list]]:
     return times - times[0], poses
 
 
+class Listener:
+    """Keeps everything that is published, in a form that JSON takes."""
+
+    def __init__(self) -> None:
+        self.images: list = []
+        self.infos: list = []
+        self.tf: list = []
+        self.static: dict = {}
+        self.status: list = []
+        self.needles: list = []
+
+    def on_image(self, message) -> None:
+        """Keep stamp, arrival and checksum."""
+        self.images.append((stamp_of(message.header), time.time_ns(), zlib.adler32(message.data)))
+
+    def on_info(self, message) -> None:
+        """Keep the projection."""
+        self.infos.append((stamp_of(message.header), list(message.p)))
+
+    def on_tf(self, message) -> None:
+        """Keep transforms that move."""
+        for item in message.transforms:
+            self.tf.append((item.header.frame_id, item.child_frame_id, stamp_of(item.header),
+                            pose_of(item.transform)))
+
+    def on_static(self, message) -> None:
+        """Keep the latest static transforms."""
+        for item in message.transforms:
+            self.static[f'{item.header.frame_id} {item.child_frame_id}'] = pose_of(item.transform)
+
+    def on_status(self, message) -> None:
+        """Keep what nodes say of themselves."""
+        for status in message.status:
+            self.status.append((stamp_of(message.header), status.name, status.level[0],
+                                status.message, {one.key: one.value for one in status.values}))
+
+    def on_needle(self, message) -> None:
+        """Keep the stamp."""
+        self.needles.append(stamp_of(message.header))
+
+
+def stamp_of(header) -> int:
+    """Return a header's stamp in nanoseconds."""
+    return header.stamp.sec * 1_000_000_000 + header.stamp.nanosec
+
+
+def pose_of(transform) -> tuple[float, ...]:
+    """Return (x, y, z, qw, qx, qy, qz)."""
+    t, q = transform.translation, transform.rotation
+    return t.x, t.y, t.z, q.w, q.x, q.y, q.z
+
+
 def listen(sensor: str) -> None:
     """Receive everything until told to stop, then print it as JSON."""
     import rclpy
@@ -134,47 +186,22 @@ def listen(sensor: str) -> None:
     from sensor_msgs.msg import CameraInfo, Image
     from tf2_msgs.msg import TFMessage
 
-    from hybrid_guidance.ros.convert import stamp_ns
-
     rclpy.init()
-    node = Node('bench_listener')
-    heard: dict = {'images': [], 'infos': {}, 'tf': [], 'static': {}, 'status': [], 'needles': []}
-
-    def on_image(message) -> None:
-        heard['images'].append((stamp_ns(message.header.stamp), time.time_ns(),
-                                zlib.adler32(message.data)))
-
-    def on_tf(message, static: bool) -> None:
-        for item in message.transforms:
-            t, q = item.transform.translation, item.transform.rotation
-            pose = (t.x, t.y, t.z, q.w, q.x, q.y, q.z)
-            if static:
-                heard['static'][f'{item.header.frame_id} {item.child_frame_id}'] = pose
-            else:
-                heard['tf'].append((item.header.frame_id, item.child_frame_id,
-                                    stamp_ns(item.header.stamp), pose))
-
-    def on_status(message) -> None:
-        for status in message.status:
-            heard['status'].append((stamp_ns(message.header.stamp), status.name, status.level[0],
-                                    status.message, {v.key: v.value for v in status.values}))
-
+    node, heard = Node('bench_listener'), Listener()
     deep = QoSProfile(depth=500)
     latched = QoSProfile(depth=100, durability=DurabilityPolicy.TRANSIENT_LOCAL)
-    node.create_subscription(Image, f'{sensor}/image_raw', on_image, QoSProfile(depth=60))
-    node.create_subscription(CameraInfo, f'{sensor}/camera_info', lambda info: heard[
-        'infos'].__setitem__(stamp_ns(info.header.stamp), list(info.p)), deep)
-    node.create_subscription(TFMessage, '/tf', lambda message: on_tf(message, False), deep)
-    node.create_subscription(TFMessage, '/tf_static', lambda message: on_tf(message, True),
-                             latched)
-    node.create_subscription(DiagnosticArray, '/diagnostics', on_status, deep)
-    node.create_subscription(PoseWithCovarianceStamped, f'{sensor}/needle', lambda needle: heard[
-        'needles'].append(stamp_ns(needle.header.stamp)), deep)
+    for kind, topic, callback, quality in (
+            (Image, f'{sensor}/image_raw', heard.on_image, QoSProfile(depth=60)),
+            (CameraInfo, f'{sensor}/camera_info', heard.on_info, deep),
+            (TFMessage, '/tf', heard.on_tf, deep),
+            (TFMessage, '/tf_static', heard.on_static, latched),
+            (DiagnosticArray, '/diagnostics', heard.on_status, deep),
+            (PoseWithCovarianceStamped, f'{sensor}/needle', heard.on_needle, deep)):
+        node.create_subscription(kind, topic, callback, quality)
     print('ready', flush=True)
     with contextlib.suppress(KeyboardInterrupt, rclpy.executors.ExternalShutdownException):
         rclpy.spin(node)
-    heard['infos'] = list(heard['infos'].items())
-    print(json.dumps(heard), flush=True)
+    print(json.dumps(vars(heard)), flush=True)
 
 
 def import_plus(item: Item, size: tuple[int, int], output: Path) -> None:

@@ -10,6 +10,7 @@ from launch_ros.actions import Node
 from hybrid_guidance import graph
 from hybrid_guidance.resources import resource
 from hybrid_guidance.ros import environment
+from hybrid_guidance.supervisor import PARENT
 
 
 def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
@@ -17,14 +18,20 @@ def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     values = graph.complete({option.name: LaunchConfiguration(option.name).perform(context)
                              for option in graph.OPTIONS})
     files = [values['params_file']] if values['params_file'] else []
+    # A node that outlives its launch would go on publishing with nobody to stop it.
+    common = {'namespace': values['namespace'], 'output': 'screen',
+              'additional_env': {PARENT: str(os.getpid())}}
+    log_level = ['--ros-args', '--log-level', values['log_level']]
     actions = [
-        Node(package=graph.PACKAGE, executable=name, name=name, namespace=values['namespace'],
-             parameters=[parameters, *files], output='screen',
-             arguments=['--ros-args', '--log-level', values['log_level']])
+        Node(package=graph.PACKAGE, executable=name, name=name, arguments=log_level,
+             parameters=[*files, parameters], **common)
         for name, parameters in graph.nodes(values)]
     if values['rviz'] == 'true':
-        actions.append(Node(package='rviz2', executable='rviz2', name='rviz2', output='screen',
-                            arguments=['-d', str(resource('rviz/guidance.rviz'))]))
+        # The topics of the scene are relative: the namespace moves them, too.
+        actions.append(Node(
+            package='rviz2', executable='rviz2', name='rviz2',
+            arguments=['-d', str(resource('rviz/guidance.rviz')), *log_level],
+            parameters=[{'use_sim_time': values['use_sim_time'] == 'true'}], **common))
     return actions
 
 

@@ -203,6 +203,7 @@ class ShaftModel:
         widths: px, range of σ of the profile.
         systematic: px, deviations along and across that no residual shows: an uneven profile,
             a blur that is not Gaussian.
+        hub: whether a thick end may be in the image.
         turn: rad; a line that goes on beyond an end is looked for up to this far to the side.
         compression: grey levels per factor e of echo, where the image is the logarithm of what
             the point spread function blurs; zero where the image is linear.
@@ -216,6 +217,7 @@ class ShaftModel:
     minimum_length: float = 40.0
     widths: tuple[float, float] = (0.8, 5.0)
     systematic: tuple[float, float] = (0.1, 0.02)
+    hub: bool = True
     turn: float = np.deg2rad(108.0)
     compression: float = 0.0
     tail: tuple[float, float] | None = None
@@ -258,8 +260,9 @@ def _align(image: Image, ends: Array, model: ShaftModel) -> tuple[Array, Array]:
         The (K, 2, 2) ends, and (K,) how well each passes for a line: long, straight, alike on
         both sides; zero where there is none.
     """
-    template = _Template.gaussian(max(1.8, model.widths[0]), _NARROW)
-    for _ in range(2):
+    # The wide profile pulls in from three pixels away, the narrow one sees less clutter.
+    for width in (2.6, 1.8):
+        template = _Template.gaussian(max(width, model.widths[0]), _NARROW)
         axis = ends[:, 1] - ends[:, 0]
         length = np.linalg.norm(axis, axis=1)[:, None]
         axis = axis / length
@@ -360,6 +363,7 @@ class _Strip:
             return None
         self.template = _Template.gaussian(_best_width(self), _NARROW)
         self.fit_line()
+        self._span_run()
         self.sample(_HALF_WIDTH)
         if not self.find_run() or self.run_length < 0.8 * self.model.minimum_length:
             return None
@@ -370,6 +374,19 @@ class _Strip:
         response = self.template.amplitude(self.pixels)
         self.pixels, self.template, self.level = grey
         return _describe(self, response)
+
+    def _span_run(self) -> None:
+        """Lay the strip over the run found and what lies beyond it, wherever it began."""
+        first, last = self.s[self.run.start], self.s[self.run.stop - 1]
+        beyond = min(30.0 + 0.3 * self.run_length, 90.0)
+        self.s = np.arange(first - beyond, last + beyond + 1.0)
+
+    def is_open(self, end: int) -> bool:
+        """Tell whether the run reaches an end of the strip because the image ends there."""
+        sign = 1.0 if end else -1.0
+        s = self.s[self.run.stop - 1] if end else self.s[self.run.start]
+        beyond = self.origin + (s + sign * (_OPEN + 2.0)) * self.direction
+        return not self._inside(beyond[None])[0]
 
     def _expand(self) -> None:
         """Undo the logarithm: echoes add as amplitudes, so there the noise is even."""
@@ -416,15 +433,17 @@ class _Strip:
         self.pixels = _look_up(self.image, grid, self.model)
 
     def _trim(self) -> None:
-        height, width = self.image.shape
-        centre = self.origin + self.s[:, None] * self.direction
-        inside = np.all((centre >= 1.0) & (centre <= np.array([width - 2, height - 2])), axis=1)
-        if self.mask is not None:
-            nearest = np.clip(np.rint(centre).astype(int), 0, [width - 1, height - 1])
-            inside &= self.mask[nearest[:, 1], nearest[:, 0]] > 0
-        kept = np.flatnonzero(inside)
+        kept = np.flatnonzero(self._inside(self.origin + self.s[:, None] * self.direction))
         if kept.size:
             self.s = self.s[kept[0]:kept[-1] + 1]
+
+    def _inside(self, points: Pixels) -> NDArray[np.bool_]:
+        height, width = self.image.shape
+        inside = np.all((points >= 1.0) & (points <= np.array([width - 2, height - 2])), axis=1)
+        if self.mask is not None:
+            nearest = np.clip(np.rint(points).astype(int), 0, [width - 1, height - 1])
+            inside &= self.mask[nearest[:, 1], nearest[:, 0]] > 0
+        return np.asarray(inside)
 
     def find_run(self) -> bool:
         """Find the rows on which the shaft is visible; False when there is none."""
@@ -444,7 +463,8 @@ class _Strip:
             first, last = int(starts[0]), int(stops[0])
             level = _median(amplitude[first:last + 1])
         self.run, self.level = slice(first, last + 1), level
-        self._cut_hub()
+        if self.model.hub:
+            self._cut_hub()
         return level > 0.0
 
     def _cut_hub(self) -> None:
@@ -629,7 +649,7 @@ def _describe(strip: _Strip, response: Array) -> Shaft:
         _significance(profile, template, level), _coverage(inner, level),
         _unevenness(inner, level), asymmetry, strip.sagitta, _taper(strip.pixels[rows]),
         np.array([_continuation(strip, edges, level, end) for end in (0, 1)]),
-        np.array([edges[0] - strip.s[0] < _OPEN, strip.s[-1] - edges[1] < _OPEN]),
+        np.array([strip.is_open(end) for end in (0, 1)]),
         np.array([_bulk(strip, edges, end) for end in (0, 1)]), sides, far_sides)
 
 
@@ -647,7 +667,7 @@ def fit_edge(s: Array, response: Array, guess: float) -> tuple[float, float]:
         The edge in px and its variance in px², from the residuals and their correlation.
     """
     edge, blur = _scan_edge(s, response, guess)
-    for _ in range(5):
+    for _ in range(4):
         design, residual = _linearised_edge(s, response, edge, blur)
         change = _least_squares(design, residual)
         edge += float(np.clip(change[0], -2.0, 2.0))

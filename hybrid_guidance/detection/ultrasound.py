@@ -33,7 +33,7 @@ class UltrasoundNeedleDetector:
                  angles: tuple[float, float] = (np.deg2rad(13.0), np.deg2rad(75.5)),
                  widths: tuple[float, float] = (1.0, 5.0),
                  dynamic_range_db: float = 60.0, minimum_probability: float = 0.05,
-                 candidates: int = 8) -> None:
+                 candidates: int = 6) -> None:
         """Set the limits.
 
         Args:
@@ -46,13 +46,15 @@ class UltrasoundNeedleDetector:
             candidates: segments measured per image; the time per image grows with them.
         """
         self._model = ShaftModel(
-            minimum_length, widths, systematic=(0.6, 0.5), turn=np.deg2rad(36.0),
+            minimum_length, widths, systematic=(0.6, 0.5), hub=False,
+            turn=np.deg2rad(36.0),
             tail=(0.0, 1.0), windows=((12.0, 12.0), (20.0, 14.0)),
             compression=255.0 / dynamic_range_db * 20.0 / np.log(10.0))
         self._angles = angles
         self._minimum_probability = minimum_probability
         self._search = LineSearch(sigma=1.5, minimum_length=0.4 * minimum_length,
-                                  maximum_segments=candidates, angles=(angles[0], np.deg2rad(80.0)))
+                                  maximum_segments=candidates, maximum_points=3000,
+                                  angles=(angles[0], np.deg2rad(80.0)))
 
     def __call__(self, frame: Frame) -> PixelNeedle | None:
         """Return the most probable needle of a frame of (H, W) uint8, or None."""
@@ -144,6 +146,8 @@ def _needle(shaft: Shaft, beams: Beams, angles: tuple[float, float]) -> PixelNee
 def sector_mask(image: Image) -> Image:
     """Return (H, W) uint8, 1 inside the sector: not in a black region that touches the border.
 
+    Shadows that reach the lower edge are inside.
+
     Args:
         image: (H, W) uint8.
     """
@@ -152,9 +156,17 @@ def sector_mask(image: Image) -> Image:
     black = cv2.copyMakeBorder((small == 0).astype(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT,
                                value=1)
     _, labels = cv2.connectedComponents(black, connectivity=4)
-    inside = (labels[1:-1, 1:-1] != labels[0, 0]).astype(np.uint8)
+    inside = _filled(labels[1:-1, 1:-1] != labels[0, 0]).astype(np.uint8)
     inside = cv2.erode(inside, np.ones((3, 3), np.uint8), borderType=cv2.BORDER_REPLICATE)
     return np.asarray(cv2.resize(inside, (width, height), interpolation=cv2.INTER_NEAREST))
+
+
+def _filled(inside: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Add what has the sector to its left, to its right and above it: a deep shadow."""
+    left = np.maximum.accumulate(inside, axis=1)
+    right = np.maximum.accumulate(inside[:, ::-1], axis=1)[:, ::-1]
+    above = np.maximum.accumulate(inside, axis=0)
+    return np.asarray(inside | (left & right & above))
 
 
 def fill_outside(image: Image, mask: Image, window: int = 21) -> Image:
@@ -186,7 +198,7 @@ def _probability(shaft: Shaft, tip_end: int) -> float:
         odds.append(gate(float(shaft.continuation[tip_end]), 1.3, 0.04))
     else:
         # A shaft that comes up out of sight ends there; fascia goes on, curved, or is short.
-        odds += [gate(float(shaft.continuation.max()), 0.45, 0.05),
+        odds += [gate(float(shaft.continuation.max()), 0.38, 0.04),
                  gate(-shaft.length, -90.0, 4.0)]
     return float(np.prod(odds))
 

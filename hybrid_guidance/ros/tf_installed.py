@@ -1,5 +1,7 @@
 """tf2_ros, with its errors told apart and its tree kept a tree."""
 
+import re
+
 import tf2_ros
 from geometry_msgs.msg import TransformStamped
 from rclpy.duration import Duration
@@ -62,9 +64,31 @@ class Buffer(tf2_ros.Buffer):
             return super().lookup_transform(target_frame, source_frame, time,
                                             timeout or Duration())
         except ExtrapolationException as error:
-            kind = PastException if 'into the past' in str(error) else FutureException
+            kind = PastException if _is_past(str(error)) else FutureException
             raise kind(str(error)) from None
+
+def _is_past(words: str) -> bool:
+    """Tell whether tf2's words for an extrapolation are about the past.
+
+    Of a frame with a single sample tf2 says only "at time 9.0, but only time 10.0".
+    """
+    times = re.search(r'at time ([\d.]+), but only time ([\d.]+)', words)
+    if times is None:
+        return 'into the past' in words
+    return float(times[1]) < float(times[2])
 
 TransformListener = tf2_ros.TransformListener
 TransformBroadcaster = tf2_ros.TransformBroadcaster
-StaticTransformBroadcaster = tf2_ros.StaticTransformBroadcaster
+
+class StaticTransformBroadcaster(tf2_ros.StaticTransformBroadcaster):
+    """tf2_ros.StaticTransformBroadcaster without its memory of frames sent before.
+
+    tf2_ros drops whatever it has sent once; here ``ros.tf`` decides what replaces what.
+    """
+
+    def sendTransform(
+            self, transform: TransformStamped | list[TransformStamped]) -> None:
+        """Send one transform or several, beside those in ``net_message``."""
+        self.net_message.transforms.extend(
+            transform if isinstance(transform, list) else [transform])
+        self.pub_tf.publish(self.net_message)

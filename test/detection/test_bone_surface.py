@@ -27,10 +27,11 @@ def rectangular_bone(seed: int) -> tuple[np.ndarray, np.ndarray]:
 def test_points_lie_on_the_surface(detector, seed: int) -> None:
     pixels, depth = rectangular_bone(seed)
     points, confidence = detector(as_frame(pixels))
-    expected = np.interp(points[:, 0], np.arange(depth.size), depth)
+    error = np.abs(points[:, 1] - np.interp(points[:, 0], np.arange(depth.size), depth))
     assert len(points) > 10
-    assert np.median(np.abs(points[:, 1] - expected)) < 2.0
-    assert np.mean(np.abs(points[:, 1] - expected) < 6.0) > 0.95
+    assert np.sum(np.isnan(error)) <= 2, 'beside the bone'
+    assert np.nanmedian(error) < 2.0
+    assert np.mean(error[np.isfinite(error)] < 6.0) > 0.95
     assert np.all((confidence > 0.0) & (confidence <= 1.0))
 
 

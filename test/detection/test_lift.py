@@ -45,7 +45,7 @@ def test_what_the_image_sees_agrees_with_monte_carlo(projection) -> None:
     seen[0, :3] = np.cross(normal, ray)
     seen[1, :3], seen[2, 3:] = normal, ray
     draws = []
-    for along, across, angle in random.multivariate_normal(np.zeros(3), COVARIANCE, 4000):
+    for along, across, angle in random.multivariate_normal(np.zeros(3), COVARIANCE, 1500):
         turned = np.cos(angle) * needle.direction + np.sin(angle) * needle.normal
         moved = PixelNeedle(
             needle.tip + along * needle.direction + across * needle.normal, turned,
@@ -57,7 +57,7 @@ def test_what_the_image_sees_agrees_with_monte_carlo(projection) -> None:
     deviation = np.sqrt(np.diag(predicted))
     found = np.cov(np.array(draws).T)
     assert np.allclose(found / np.outer(deviation, deviation),
-                       predicted / np.outer(deviation, deviation), atol=0.08)
+                       predicted / np.outer(deviation, deviation), atol=0.12)
 
 
 def test_depth_is_open_along_the_ray_and_not_along_z() -> None:

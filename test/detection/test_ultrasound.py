@@ -95,6 +95,15 @@ def test_beams_of_a_rectangle_are_parallel() -> None:
     assert Beams.of(sector_mask(pixels)).apex is None
 
 
+def test_shadow_that_reaches_the_lower_edge_is_inside_the_sector() -> None:
+    pixels = np.zeros((400, 600), np.uint8)
+    pixels[20:, 150:450] = 90
+    pixels[200:, 250:350] = 0
+    mask = sector_mask(pixels)
+    assert np.all(mask[220:380, 260:340] == 1)
+    assert not np.any(mask[:, :140])
+
+
 @pytest.mark.parametrize('value', [0, 90, 255])
 def test_blank_image_has_no_needle(detector, value: int) -> None:
     assert detector(as_frame(np.full((480, 640), value, np.uint8))) is None

@@ -45,7 +45,7 @@ class PlannerParameters:
         'k: how many deviations of the tip are taken off a distance'))
     standoff: float = parameter(0.015, low=0.0, high=0.2, unit='m', fixed=True,
                                 meaning='how far outside the skin the approach ends')
-    first_depth: float = parameter(0.020, low=0.0, high=0.1, unit='m', fixed=True, meaning=(
+    first_depth: float = parameter(0.034, low=0.0, high=0.1, unit='m', fixed=True, meaning=(
         'how far the needle goes in by eye, until an image shows it'))
     step: float = parameter(0.004, low=0.0005, high=0.02, unit='m', fixed=True,
                             meaning='largest advance in one command')

@@ -5,7 +5,9 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 NAME = 'hybrid_guidance'
-NODES = sorted(path.stem for path in Path(NAME, 'nodes').glob('*_node.py'))
+# The operator has no main: it belongs to the demo.
+NODES = sorted(path.stem for path in Path(NAME, 'nodes').glob('*_node.py')
+               if '\ndef main(' in path.read_text(encoding='utf-8'))
 
 
 def shared(*folders: str) -> list[tuple[str, list[str]]]:
@@ -29,6 +31,7 @@ setup(
         *shared('launch', 'config', 'rviz'),
     ],
     install_requires=['setuptools'],
+    extras_require={'test': ['pytest']},
     python_requires='>=3.10',
     zip_safe=False,
     author='The hybrid_guidance authors',

@@ -22,17 +22,18 @@ def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     common = {'namespace': values['namespace'], 'output': 'screen',
               'additional_env': {PARENT: str(os.getpid())}}
     log_level = ['--ros-args', '--log-level', values['log_level']]
-    actions = [
+    nodes = [
         Node(package=graph.PACKAGE, executable=name, name=name, arguments=log_level,
              parameters=[*files, parameters], **common)
         for name, parameters in graph.nodes(values)]
-    if values['rviz'] == 'true':
-        # The topics of the scene are relative: the namespace moves them, too.
-        actions.append(Node(
-            package='rviz2', executable='rviz2', name='rviz2',
-            arguments=['-d', str(resource('rviz/guidance.rviz')), *log_level],
-            parameters=[{'use_sim_time': values['use_sim_time'] == 'true'}], **common))
-    return actions
+    if values['rviz'] != 'true':
+        return nodes
+    # The topics of the scene are relative: the namespace moves them, too. First, because launch
+    # leaves what it has started running when it finds that RViz is not installed.
+    rviz = Node(package='rviz2', executable='rviz2', name='rviz2',
+                arguments=['-d', str(resource('rviz/guidance.rviz')), *log_level],
+                parameters=[{'use_sim_time': values['use_sim_time'] == 'true'}], **common)
+    return [rviz, *nodes]
 
 
 def generate_launch_description() -> LaunchDescription:

@@ -87,7 +87,7 @@ class PlannerNode(GuidanceNode[PlannerParameters]):
         for name in self._points:
             self.create_subscription(PointStamped, f'plan/{name}',
                                      lambda message, name=name: self._on_point(name, message),
-                                     qos.STATE)
+                                     qos.POINT)
         self.create_subscription(PoseWithCovarianceStamped, 'needle/pose', self._on_needle,
                                  qos.OBSERVATION)
         self.create_service(Trigger, 'plan/compute', self._on_compute)

@@ -191,6 +191,8 @@ def run(node_type: Callable[[], Node]) -> None:
         print(f'{node_type.__name__}: {error}', file=sys.stderr, flush=True)
         sys.exit(2)
     finally:
+        # A second interrupt must not break the clean end that the first one asked for.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         if node is not None:
             node.destroy_node()
         rclpy.try_shutdown()

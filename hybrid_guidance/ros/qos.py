@@ -22,6 +22,9 @@ SURFACE = QoSProfile(depth=1)
 STATE = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 """Latched: whoever comes late gets the last value."""
 
+POINT = QoSProfile(depth=10)
+"""Points that somebody clicks: RViz offers them volatile, so latched ones would never arrive."""
+
 COMMAND = QoSProfile(depth=1, lifespan=Duration(seconds=0.5))
 """Poses to go to: an old one is worse than none."""
 

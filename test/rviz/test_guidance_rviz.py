@@ -274,9 +274,6 @@ def test_both_ends_of_the_plan_can_be_clicked() -> None:
     assert points == ['plan/target', 'plan/entry']
 
 
-@pytest.mark.xfail(strict=True, reason=(
-    'the planner asks for latched points, which RViz never offers: PointTool opens its topic '
-    'before it reads the durability'))
 def test_clicked_points_reach_the_planner() -> None:
     for item in manager(load())['Tools']:
         if kind(item) == 'PublishPoint':

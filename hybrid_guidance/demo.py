@@ -61,31 +61,20 @@ def run_demo(values: graph.Values, arguments: Namespace, environment: Mapping[st
 def _operate(values: graph.Values, output: Path, supervisor: Supervisor, deaths: list[str],
              say: Callable[[str], None]) -> dict[str, Any]:
     """Run the operator until the end, a death, or the time limit."""
-    import rclpy
-    from rclpy.parameter import Parameter
-    from rclpy.signals import SignalHandlerOptions
-
     from hybrid_guidance.nodes.operator_node import OperatorNode
+    from hybrid_guidance.ros.embedded import embedded
 
-    rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
     begun = time.monotonic()
-    operator = OperatorNode(parameter_overrides=[
-        Parameter('procedure', value=values['procedure']),
-        Parameter('output', value=str(output))])
     phase = ''
-    try:
+    with embedded(OperatorNode, {'procedure': values['procedure'],
+                                 'output': str(output)}) as (operator, spin):
         while not operator.done and not deaths and time.monotonic() - begun < LIMIT_S:
-            rclpy.spin_once(operator, timeout_sec=0.05)
+            spin(0.05)
             supervisor.watch()
             if operator.phase != phase:
                 phase = operator.phase
                 say(f'{time.monotonic() - begun:6.1f} s  {phase}')
-        summary = operator.summary()
-        summary['duration_s'] = round(time.monotonic() - begun, 1)
-        return summary
-    finally:
-        operator.destroy_node()
-        rclpy.try_shutdown()
+        return {**operator.summary(), 'duration_s': round(time.monotonic() - begun, 1)}
 
 
 def table(summary: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from importlib import import_module
 from importlib.util import find_spec
 
 from hybrid_guidance.resources import resource
@@ -70,15 +71,14 @@ def _rclpy() -> Check:
     cure = '"make setup" on a machine without ROS 2; else source /opt/ros/<distro>/setup.bash'
     if find_spec('rclpy') is None:
         return Check('rclpy', False, 'not installed', cure)
-    import rclpy  # noqa: F401  # that it can be loaded is what is asked
+    import_module('rclpy')
     distribution = os.environ.get('ROS_DISTRO', 'kilted (wheels)')
     return Check('rclpy', True, f'{_version("rclpy", "ros-rclpy")}, {distribution}', cure)
 
 
 def _middleware() -> Check:
-    import rclpy
-    name = rclpy.get_rmw_implementation_identifier()
-    return Check('middleware', True, name)
+    from hybrid_guidance.ros.embedded import middleware
+    return Check('middleware', True, middleware())
 
 
 def _transport() -> Check:
@@ -98,8 +98,8 @@ def _tf2_msgs() -> Check:
     cure = 'apt install ros-<distro>-tf2-msgs, or "make setup" on a machine without ROS 2'
     if find_spec('tf2_msgs') is None:
         return Check('tf2_msgs', False, 'not installed', cure)
-    from tf2_msgs.msg import TFMessage
-    TFMessage.__import_type_support__()
+    from hybrid_guidance.ros.embedded import load_tf2_msgs
+    load_tf2_msgs()
     return Check('tf2_msgs', True, 'type support loads', cure)
 
 
@@ -124,7 +124,7 @@ def _library(module: str, name: str) -> Check:
     if find_spec(module) is None:
         return Check(name, False, 'not installed',
                      'rosdep install --from-paths . (ROS 2), or "make setup"')
-    loaded = __import__(module)
+    loaded = import_module(module)
     return Check(name, True, getattr(loaded, '__version__', 'present'))
 
 

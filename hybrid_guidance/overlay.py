@@ -60,12 +60,14 @@ def reduced(pixels: Image, projection: Projection, largest: int) -> tuple[Image,
 
 
 def picture(pixels: Image) -> Image:
-    """Return (H, W) uint8 or uint16 grey levels as (H, W, 3) uint8 RGB, windowed if 16 bit."""
+    """Return (H, W) uint8 or uint16 grey levels as (H, W, 3) uint8 RGB; 16 bit by logarithm."""
     if pixels.dtype != np.uint8:
+        # Counts fall exponentially with what they passed; the eye wants what was passed.
+        level = cv2.log(np.maximum(pixels, 1).astype(np.float32))
         # A sixteenth of the pixels tells the window as well as all of them.
-        low, high = np.percentile(pixels[::4, ::4], (0.5, 99.5))
-        scale = 255.0 / max(float(high - low), 1.0)
-        pixels = cv2.convertScaleAbs(cv2.subtract(pixels, float(low)), alpha=scale)
+        low, high = np.percentile(level[::4, ::4], (0.5, 99.5))
+        scale = 255.0 / max(float(high - low), 1e-3)
+        pixels = np.clip((level - np.float32(low)) * np.float32(scale), 0, 255).astype(np.uint8)
     return np.asarray(cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB))
 
 

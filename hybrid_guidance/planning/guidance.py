@@ -32,6 +32,7 @@ class GuidanceSettings:
         lateral_tolerance: sideways deviation that is corrected before advancing, m.
         angle_tolerance: deviation of the shaft that is corrected before advancing, rad.
         target_tolerance: distance at which the target counts as reached, m.
+        release: distance at which a needle that was there is led again, m.
     """
 
     standoff: float = 0.015
@@ -41,6 +42,7 @@ class GuidanceSettings:
     lateral_tolerance: float = 0.0015
     angle_tolerance: float = 0.05
     target_tolerance: float = 0.0005
+    release: float = 0.008
 
 
 @dataclass(frozen=True)
@@ -91,10 +93,11 @@ class Guidance:
         aside = float(np.hypot(x, y))
         angle = angle_between(needle.direction, self.path.direction)
         if self.reached(needle) or self._held:
-            # Once there, it stays there: the estimate's noise must not stir the needle.
-            self._held = abs(z) < 4 * settings.target_tolerance
+            # Once there, nothing moves: at bone the visible end of an echo can fall millimetres
+            # short of the tip, and following it would push the needle on.
+            self._held = abs(z) < settings.release
             if self._held:
-                return Command(Phase.HOLD, self.path.pose_at(self.path.length), 'at the target')
+                return Command(Phase.HOLD, needle.pose, 'at the target')
         if depth < 0:
             return Command(Phase.APPROACH, self.path.pose_at(0.0), 'bring the tip to the entry')
         if aside > settings.lateral_tolerance or angle > settings.angle_tolerance:

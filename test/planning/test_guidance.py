@@ -64,3 +64,12 @@ def test_at_the_target_it_holds_although_the_estimate_wanders(guidance: Guidance
     assert guidance.by_image(needle(0.05)).phase is Phase.HOLD
     assert guidance.by_image(needle(0.049)).phase is Phase.HOLD
     assert guidance.by_image(needle(0.04)).phase is Phase.ADVANCE
+
+
+def test_at_the_target_a_jump_of_the_estimate_moves_nothing(guidance: Guidance) -> None:
+    """An echo that ends 5 mm short at bone must not push the needle 5 mm on."""
+    guidance.by_image(needle(0.05))
+    short = needle(0.045)
+    command = guidance.by_image(short)
+    assert command.phase is Phase.HOLD
+    assert np.allclose(command.pose, short.pose)

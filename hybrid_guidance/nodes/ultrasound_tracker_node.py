@@ -1,13 +1,18 @@
-"""Finds the needle in ultrasound images."""
+"""Finds the needle, and the surface of bone, in ultrasound images."""
 
 from dataclasses import dataclass
 
+from sensor_msgs.msg import PointCloud2
+
+from hybrid_guidance.detection.bone_surface import BoneSurfaceDetector
 from hybrid_guidance.detection.lift import lift
 from hybrid_guidance.detection.line import PixelNeedle
 from hybrid_guidance.detection.ultrasound import UltrasoundNeedleDetector
 from hybrid_guidance.geometry.needle import NeedleEstimate
 from hybrid_guidance.imaging.frame import Frame
 from hybrid_guidance.parameters import parameter
+from hybrid_guidance.ros import qos
+from hybrid_guidance.ros.convert import point_cloud_message
 from hybrid_guidance.ros.node import GuidanceNode, run
 from hybrid_guidance.ros.tracker import NeedleTracker
 
@@ -22,16 +27,39 @@ class UltrasoundTrackerParameters:
                                  meaning='probability from which a needle is reported')
     slice_thickness: float = parameter(0.003, low=0.0005, high=0.02, unit='m', meaning=(
         'full width at half maximum of the beam in elevation'))
+    bone_rate: float = parameter(5.0, low=0.1, high=100.0, unit='Hz', meaning=(
+        'of the bone surface, at most; it is looked for only while somebody subscribes'))
 
 
 class UltrasoundTrackerNode(GuidanceNode[UltrasoundTrackerParameters]):
-    """Publishes ``ultrasound/needle``: the tip in the slice, open across it."""
+    """Publishes ``ultrasound/needle``, the tip in the slice, and ``ultrasound/bone_surface``."""
 
     def __init__(self) -> None:
         super().__init__('ultrasound_tracker_node', UltrasoundTrackerParameters)
         detect = UltrasoundNeedleDetector(minimum_length=self.parameters.minimum_length)
-        self.subscribe_frames('ultrasound', NeedleTracker(
-            self, 'ultrasound', detect, self._lift, lambda: self.parameters.threshold))
+        self._track_needle = NeedleTracker(
+            self, 'ultrasound', detect, self._lift, lambda: self.parameters.threshold)
+        self._detect_bone = BoneSurfaceDetector()
+        self._bone = self.create_publisher(PointCloud2, 'ultrasound/bone_surface', qos.SURFACE)
+        self._bone_ns: int | None = None
+        self.subscribe_frames('ultrasound', self._on_frame)
+
+    def _on_frame(self, frame: Frame, frame_id: str) -> None:
+        # The needle first: it must not wait for what is only looked at.
+        self._track_needle(frame, frame_id)
+        if self._is_bone_due(frame):
+            self._bone_ns = frame.stamp_ns
+            pixels, confidence = self._detect_bone(frame)
+            points = frame.projection.back_project(pixels)
+            self._bone.publish(
+                point_cloud_message(points, confidence, frame_id, frame.stamp_ns))
+
+    def _is_bone_due(self, frame: Frame) -> bool:
+        if not frame.projection.is_calibrated or not self._bone.get_subscription_count():
+            return False
+        # A stamp before the last one: the clock, or a recording, has started over.
+        return self._bone_ns is None or not (
+            0.0 <= (frame.stamp_ns - self._bone_ns) * 1e-9 < 1.0 / self.parameters.bone_rate)
 
     def _lift(self, needle: PixelNeedle, frame: Frame) -> NeedleEstimate:
         return lift(needle, frame.projection, slice_thickness=self.parameters.slice_thickness)

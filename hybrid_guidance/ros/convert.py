@@ -16,15 +16,15 @@ from geometry_msgs.msg import (
     Vector3,
 )
 from geometry_msgs.msg import Transform as TransformMessage
-from sensor_msgs.msg import CameraInfo, Image
+from sensor_msgs.msg import CameraInfo, Image, PointCloud2, PointField
 from std_msgs.msg import Header
 
 from hybrid_guidance.geometry import covariance as pose_covariance
 from hybrid_guidance.geometry.needle import NeedleEstimate
 from hybrid_guidance.geometry.projection import Projection
 from hybrid_guidance.geometry.rigid import from_quaternion, quaternion
+from hybrid_guidance.geometry.types import Array, Points, Transform
 from hybrid_guidance.geometry.types import Image as Pixels
-from hybrid_guidance.geometry.types import Points, Transform
 from hybrid_guidance.imaging.frame import Frame
 
 DTYPES = {'mono8': np.uint8, '8UC1': np.uint8, 'mono16': np.uint16, '16UC1': np.uint16,
@@ -171,6 +171,27 @@ def pixels_from_message(message: Image) -> Pixels:
         colour = pixels.reshape(message.height, message.width, channels)
         return np.asarray(cv2.cvtColor(colour, GREY[message.encoding]))
     return pixels.astype(dtype, copy=False)
+
+
+def point_cloud_message(points: Points, confidence: Array, frame_id: str,
+                        nanoseconds: int) -> PointCloud2:
+    """Return points as an unorganised cloud of float32 x, y, z and intensity.
+
+    Args:
+        points: (N, 3) metres in ``frame_id``; an empty cloud says that nothing was found.
+        confidence: (N,) from 0 to 1; RViz and Foxglove know it as ``intensity``.
+        frame_id: of the points.
+        nanoseconds: acquisition time.
+    """
+    names = ('x', 'y', 'z', 'intensity')
+    rows = np.column_stack([points, confidence]).astype('<f4')
+    message = PointCloud2(header=header(frame_id, nanoseconds), height=1, width=len(rows),
+                          is_bigendian=False, is_dense=True, point_step=4 * len(names),
+                          row_step=rows.nbytes)
+    message.fields = [PointField(name=name, offset=4 * index, datatype=PointField.FLOAT32, count=1)
+                      for index, name in enumerate(names)]
+    message.data = array.array('B', rows.tobytes())
+    return message
 
 
 def camera_info_message(projection: Projection, frame_id: str, nanoseconds: int) -> CameraInfo:

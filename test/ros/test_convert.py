@@ -1,3 +1,5 @@
+import struct
+
 import numpy as np
 import pytest
 from geometry_msgs.msg import Pose
@@ -118,3 +120,19 @@ def test_image_and_info_of_different_size_are_refused() -> None:
     info = convert.camera_info_message(Projection.uncalibrated((64, 48)), 'x', 0)
     with pytest.raises(convert.MessageError, match='64 x 48'):
         convert.frame_from_messages(image, info)
+
+
+def test_cloud_describes_its_own_layout() -> None:
+    points = np.array([[0.001, 0.02, 0.0], [-0.003, 0.021, 0.0]])
+    cloud = convert.point_cloud_message(points, np.array([0.5, 0.25]), 'ultrasound_image', 5)
+    assert (cloud.height, cloud.width, cloud.row_step) == (1, 2, 2 * cloud.point_step)
+    assert [(field.name, field.offset) for field in cloud.fields] == [
+        ('x', 0), ('y', 4), ('z', 8), ('intensity', 12)]
+    x, y, z, intensity = struct.unpack_from('<4f', bytes(cloud.data), cloud.point_step)
+    assert (x, y, z, intensity) == pytest.approx((-0.003, 0.021, 0.0, 0.25))
+    assert convert.stamp_ns(cloud.header.stamp) == 5
+
+
+def test_cloud_without_points_is_a_valid_message() -> None:
+    cloud = convert.point_cloud_message(np.zeros((0, 3)), np.zeros(0), 'ultrasound_image', 5)
+    assert (cloud.width, cloud.row_step, len(cloud.data)) == (0, 0, 0)

@@ -103,8 +103,6 @@ MESSAGES = {
     'PoseWithCovariance': 'geometry_msgs/msg/PoseWithCovarianceStamped',
     'PublishPoint': 'geometry_msgs/msg/PointStamped',
 }
-COMING = {'ultrasound/bone_surface': ('sensor_msgs/msg/PointCloud2', qos.SURFACE)}
-"""Shown, but not in the tables of docs/interfaces.md as long as nobody publishes it."""
 
 
 def load() -> Config:
@@ -173,7 +171,6 @@ def check_properties(config: Config) -> list[str]:
 def check_topics(config: Config) -> list[str]:
     """Every topic is one of the graph, of the type that the display or tool handles."""
     types = {name: topic.type for name, topic in interfaces.topics().items()}
-    types |= {name: type_ for name, (type_, _) in COMING.items()}
     return [f'{kind(item)} on {item["Topic"]["Value"]}, which is '
             f'{types.get(item["Topic"]["Value"], "nowhere")}'
             for item in with_topic(config)
@@ -199,7 +196,6 @@ def check_qos(config: Config) -> list[str]:
     """Displays ask for exactly what is offered: less loses latched state, more gets nothing."""
     offered = {name: getattr(qos, topic.quality, None)
                for name, topic in interfaces.topics().items()}
-    offered |= {name: profile for name, (_, profile) in COMING.items()}
     wrong = []
     for item in manager(config)['Displays']:
         if 'Topic' in item and (wanted := offered.get(item['Topic']['Value'])) is not None:

@@ -8,11 +8,16 @@ error, so averaging must not make it vanish: it is a state of its own.
 Each observation enters in its own geometry through its covariance. Where that covariance is
 blind (an X-ray along its ray, a slice across its plane) nothing is used, and no line here asks
 which modality it was.
+
+A shaft is easy to see, its tip is not: an echo ends where fascia crosses it and runs on where
+bone lies behind it, for many frames alike. So the end of a shaft is a measurement of its own,
+along the shaft only, that is either the tip or has nothing to do with it (probabilistic data
+association, Bar-Shalom and Fortmann 1988, with a memory per sensor).
 """
 
 from bisect import bisect_right
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -27,6 +32,8 @@ ROLL_VARIANCE = np.pi**2 / 3.0
 """rad²: of a uniform roll; a straight shaft looks the same from every side."""
 
 TIP, DIRECTION, SPEED, CORE = slice(0, 3), slice(3, 5), 5, 6
+OVERRULED = 3.0
+"""σ along the shaft beyond which a sure end shows that the estimate was led astray."""
 
 
 @dataclass(frozen=True)
@@ -51,16 +58,39 @@ class Motion:
     """How much can change between two images, as densities of white noise.
 
     Attributes:
-        tip: m/√s, sideways and along.
+        tip: m/√s, sideways.
+        slip: m/√s, along the shaft, beside the speed.
         direction: rad/√s.
         speed: m/s/√s, insertion speed.
+        pause: s, after which an unseen needle is thought to have stopped.
         calibration: share of the calibration's deviation that may drift in one second.
+        blind: s, for which a needle keeps its place where the sensor is blind.
     """
 
-    tip: float = 0.0005
-    direction: float = 0.01
-    speed: float = 0.006
+    tip: float = 0.0015
+    slip: float = 0.0003
+    direction: float = 0.02
+    speed: float = 0.008
+    pause: float = 0.5
     calibration: float = 0.02
+    blind: float = 2.0
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What the visible end of a shaft is worth in the images of one sensor.
+
+    Attributes:
+        tip: share of images in which it is the tip.
+        memory: s, for which an end that is not the tip stays so, and fits by chance.
+        stray: m, deviation of an end that is not the tip from the tip.
+        sure: whether it overrules the estimate where the two differ along the shaft.
+    """
+
+    tip: float = 0.92
+    memory: float = 1.0
+    stray: float = 0.005
+    sure: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,6 +103,8 @@ class State:
         direction: (3,) unit.
         speed: m/s along the direction.
         errors: (n, 6) calibration error of each source, in its mount's axes (m, rad).
+        ends: (n,) probability that the end each source shows is the tip.
+        seen_ns: (n,) when each source showed the needle last; 0: never.
         covariance: (6 + 6 n, 6 + 6 n) of tip, direction (tangent plane), speed, errors.
     """
 
@@ -81,6 +113,8 @@ class State:
     direction: Array
     speed: float
     errors: Array
+    ends: Array
+    seen_ns: tuple[int, ...]
     covariance: Array
 
 
@@ -90,7 +124,8 @@ class Update:
 
     Attributes:
         accepted: whether it was used.
-        distance: normalised innovation squared of the tip, χ² with three degrees of freedom.
+        distance: normalised innovation squared of the shaft's line: position and direction,
+            each only where the sensor is not blind.
         reason: why not, in words.
         state: of the filter at the observation's time, when it was used.
     """
@@ -113,13 +148,16 @@ class NeedleFilter:
     Args:
         calibration: source to the (6, 6) covariance of ``mount -> sensor``, in the mount's axes.
         motion: process noise.
-        gate: largest normalised innovation squared of the tip that is believed.
+        endings: what the ends seen by a source are worth; sources not named get the default.
+        gate: largest normalised innovation squared of the shaft's line that is believed.
         horizon_s: how long observations are kept, so that a late one can take its place.
     """
 
     def __init__(self, calibration: Mapping[str, Array], motion: Motion | None = None,
+                 endings: Mapping[str, Ending] | None = None,
                  gate: float = 25.0, horizon_s: float = 1.0) -> None:
         self._sources = tuple(calibration)
+        self._endings = [(endings or {}).get(name, Ending()) for name in self._sources]
         self._calibration = [np.asarray(calibration[name]) for name in self._sources]
         self._motion = motion or Motion()
         self._gate = gate
@@ -161,6 +199,17 @@ class NeedleFilter:
         index = bisect_right([entry.state.stamp_ns for entry in self._log], stamp_ns)
         return self._predicted(self._log[index - 1].state, stamp_ns) if index else None
 
+    def expect(self, observation: Observation) -> State:
+        """Return the state as it would be after an observation, without taking it.
+
+        Raises:
+            ValueError: nothing was observed yet.
+        """
+        state = self.predict(observation.stamp_ns)
+        if state is None:
+            raise ValueError('there is no needle to expect anything of; add an observation first')
+        return self._step(state, observation)[0]
+
     def estimate(self, state: State) -> NeedleEstimate:
         """Return a state as a needle with its (6, 6) pose covariance."""
         first, second = perpendiculars(state.direction)
@@ -196,8 +245,13 @@ class NeedleFilter:
         pick = np.zeros((5, 6))
         pick[:3, :3], pick[3:, 3:] = np.eye(3), turns.T
         covariance[:5, :5] += pick @ needle.covariance @ pick.T
+        ending = self._endings[self._sources.index(observation.source)]
+        covariance[TIP, TIP] += (1.0 - ending.tip) * ending.stray**2 * np.outer(
+            needle.direction, needle.direction)
         state = State(observation.stamp_ns, needle.tip, needle.direction, 0.0,
-                      np.zeros((len(self._sources), 6)), covariance)
+                      np.zeros((len(self._sources), 6)),
+                      np.array([ending.tip for ending in self._endings]),
+                      self._seen((0,) * len(self._sources), observation), covariance)
         self._log.append(_Entry(observation, state))
         return Update(True, state=state)
 
@@ -217,37 +271,99 @@ class NeedleFilter:
         if dt == 0.0:
             return state
         size = state.covariance.shape[0]
+        motion = self._motion
+        slowed = float(np.exp(-abs(dt) / motion.pause))
         step = np.eye(size)
         step[TIP, DIRECTION] = dt * state.speed * np.column_stack(
             perpendiculars(state.direction))
-        step[TIP, SPEED] = dt * state.direction
+        step[TIP, SPEED], step[SPEED, SPEED] = dt * state.direction, slowed
         covariance = step @ state.covariance @ step.T
-        motion = self._motion
         noise = np.zeros(size)
-        noise[TIP], noise[DIRECTION] = motion.tip**2, motion.direction**2
+        noise[DIRECTION] = motion.direction**2
         noise[SPEED] = motion.speed**2
         for index, block in enumerate(self._calibration):
             begin = CORE + 6 * index
             noise[begin:begin + 6] = motion.calibration**2 * np.diag(block)
         covariance[np.diag_indices(size)] += noise * abs(dt)
-        return State(stamp_ns, state.tip + dt * state.speed * state.direction,
-                     state.direction, state.speed, state.errors, covariance)
+        along = np.outer(state.direction, state.direction)
+        covariance[TIP, TIP] += abs(dt) * (motion.tip**2 * np.eye(3)
+                                           + (motion.slip**2 - motion.tip**2) * along)
+        return replace(state, stamp_ns=stamp_ns, covariance=covariance,
+                       tip=state.tip + dt * state.speed * state.direction,
+                       speed=slowed * state.speed)
 
     def _step(self, state: State, observation: Observation) -> tuple[State, Update]:
         state = self._predicted(state, observation.stamp_ns)
-        residual, jacobian, noise = self._innovation(state, observation)
+        axes = _seen_axes(observation.needle)
+        observation = self._weakened(state, observation)
+        residual, jacobian, noise = self._line(state, observation, axes)
         spread = jacobian @ state.covariance @ jacobian.T + noise
-        distance = float(residual[:3] @ np.linalg.solve(spread[:3, :3], residual[:3]))
+        distance = float(residual @ np.linalg.solve(spread, residual))
         if distance > self._gate:
             return state, Update(False, distance, (
-                f'{np.linalg.norm(residual[:3]) * 1e3:.1f} mm from where the needle should be, '
+                f'{np.linalg.norm(residual[:2]) * 1e3:.1f} mm beside where the needle should be, '
                 f'{distance**0.5:.1f} σ'))
         gain = np.linalg.solve(spread, jacobian @ state.covariance).T
-        change = gain @ residual
-        keep = np.eye(len(change)) - gain @ jacobian
+        keep = np.eye(len(state.covariance)) - gain @ jacobian
         covariance = keep @ state.covariance @ keep.T + gain @ noise @ gain.T
-        state = self._corrected(state, change, covariance)
+        state = self._end(self._corrected(state, gain @ residual, covariance), observation)
+        state = replace(state, seen_ns=self._seen(state.seen_ns, observation))
         return state, Update(True, distance, state=state)
+
+    def _weakened(self, state: State, observation: Observation) -> Observation:
+        """Take from an observation what only repeats the one before.
+
+        Where a slice is blind, a needle stays as far beside it from image to image; the mean of
+        many knows that no better than one. White noise of 2 τ / Δt times the variance tells as
+        much as an error that lasts for τ does when it is seen every Δt.
+        """
+        since = (observation.stamp_ns - state.seen_ns[self._sources.index(observation.source)])
+        factor = max(2.0e9 * self._motion.blind / max(abs(since), 1), 1.0)**0.5
+        needle = observation.needle
+        blind = np.linalg.eigh(needle.covariance[:3, :3])[1][:, -1]
+        turn = np.cross(blind, needle.direction)
+        stretch = np.eye(6)
+        stretch[:3, :3] += (factor - 1.0) * np.outer(blind, blind)
+        stretch[3:, 3:] += (factor - 1.0) * np.outer(turn, turn) / max(turn @ turn, 1e-12)
+        return replace(observation, needle=replace(
+            needle, covariance=stretch @ needle.covariance @ stretch.T))
+
+    def _seen(self, before: tuple[int, ...], observation: Observation) -> tuple[int, ...]:
+        source = self._sources.index(observation.source)
+        return (*before[:source], observation.stamp_ns, *before[source + 1:])
+
+    def _end(self, state: State, observation: Observation) -> State:
+        """Take the visible end of the shaft, which may be the tip."""
+        needle, source = observation.needle, self._sources.index(observation.source)
+        ending = self._endings[source]
+        along = needle.direction
+        row = along @ self._effect(observation, source, state.covariance.shape[0])[:3]
+        offset = float(along @ (needle.tip - state.tip)
+                       - row[CORE:] @ state.errors.ravel())
+        row[TIP] += along
+        known = row @ state.covariance
+        noise = float(along @ needle.covariance[:3, :3] @ along)
+        before = float(known @ row)
+        spread = before + noise
+        inflated = state.covariance
+        if ending.sure and offset**2 > OVERRULED**2 * spread:
+            # The two cannot both be right, and this end is: the estimate is as wrong as it shows.
+            inflated = inflated + (offset**2 / before - 1.0) * np.outer(known, known) / before
+            before, known = offset**2, known * offset**2 / before
+            spread = before + noise
+        trust = float(np.clip(state.ends[source], 1.0 - ending.tip, ending.tip))
+        tip = trust * _density(offset, spread)
+        belief = tip / (tip + (1.0 - trust) * _density(offset, spread + ending.stray**2))
+        # Lost at once, trust is regained slowly: the same stray end is seen again and again.
+        since = (state.stamp_ns - state.seen_ns[source]) * 1e-9
+        if belief > trust:
+            belief = trust + (belief - trust) * min(since / ending.memory, 1.0)
+        gain = known / spread
+        covariance = (inflated - belief * spread * np.outer(gain, gain)
+                      + belief * (1.0 - belief) * offset**2 * np.outer(gain, gain))
+        ends = state.ends.copy()
+        ends[source] = belief
+        return replace(self._corrected(state, belief * offset * gain, covariance), ends=ends)
 
     def _corrected(self, state: State, change: Array, covariance: Array) -> State:
         basis = np.column_stack(perpendiculars(state.direction))
@@ -256,37 +372,42 @@ class NeedleFilter:
         # The tangent plane turned with the direction; its axes must follow.
         turned = np.eye(len(change))
         turned[DIRECTION, DIRECTION] = np.column_stack(perpendiculars(direction)).T @ basis
-        return State(state.stamp_ns, state.tip + change[TIP], direction,
-                     state.speed + float(change[SPEED]),
-                     state.errors + change[CORE:].reshape(state.errors.shape),
-                     turned @ covariance @ turned.T)
+        return replace(state, tip=state.tip + change[TIP], direction=direction,
+                       speed=state.speed + float(change[SPEED]),
+                       errors=state.errors + change[CORE:].reshape(state.errors.shape),
+                       covariance=turned @ covariance @ turned.T)
 
-    def _innovation(self, state: State, observation: Observation) -> tuple[Array, Array, Array]:
-        """Return residual (m,), jacobian (m, size) and noise (m, m).
+    def _line(self, state: State, observation: Observation, axes: Array
+              ) -> tuple[Array, Array, Array]:
+        """Return residual (m,), jacobian (m, size) and noise (m, m) of the shaft's line.
 
-        Three rows for the tip, then one for each axis that the shaft was seen to cross squarely.
+        Two rows for the tip across the shaft, then one for each axis that the shaft was seen to
+        cross squarely.
         """
         needle = observation.needle
         source = self._sources.index(observation.source)
         effect = self._effect(observation, source, state.covariance.shape[0])
-        axes = _seen_axes(needle)
         # The true shaft is perpendicular to `axis`; an error of rotation enters by `turn`.
-        turn = np.cross(needle.direction, axes)
-        select = np.zeros((3 + len(axes), 6))
-        select[:3, :3], select[3:, 3:] = np.eye(3), turn
+        across = np.stack(perpendiculars(needle.direction))
+        select = np.zeros((2 + len(axes), 6))
+        select[:2, :3], select[2:, 3:] = across, np.cross(needle.direction, axes)
         jacobian = select @ effect
-        jacobian[:3, TIP] += np.eye(3)
-        jacobian[3:, DIRECTION] += axes @ np.column_stack(perpendiculars(state.direction))
-        error = state.errors[source]
-        expected = np.concatenate([state.tip, axes @ state.direction])
-        expected += (select @ effect)[:, CORE + 6 * source:CORE + 6 * source + 6] @ error
-        measured = np.concatenate([needle.tip, np.zeros(len(axes))])
+        jacobian[:2, TIP] += across
+        jacobian[2:, DIRECTION] += axes @ np.column_stack(perpendiculars(state.direction))
+        expected = np.concatenate([across @ state.tip, axes @ state.direction])
+        expected += (select @ effect)[:, CORE:] @ state.errors.ravel()
+        measured = np.concatenate([across @ needle.tip, np.zeros(len(axes))])
         return measured - expected, jacobian, select @ needle.covariance @ select.T
 
     def _forget(self) -> None:
         oldest = self._log[-1].observation.stamp_ns - self._horizon_ns
         while len(self._log) > 1 and self._log[0].observation.stamp_ns < oldest:
             self._log.pop(0)
+
+
+def _density(offset: float, variance: float) -> float:
+    """Return the normal density at an offset, up to a constant."""
+    return float(np.exp(-0.5 * offset**2 / variance) / variance**0.5)
 
 
 def _seen_axes(needle: NeedleEstimate) -> Array:

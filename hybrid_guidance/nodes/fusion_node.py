@@ -4,13 +4,23 @@ from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
+from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 from geometry_msgs.msg import PoseWithCovarianceStamped
 from sensor_msgs.msg import CameraInfo
 from std_msgs.msg import Float64
 from std_srvs.srv import Trigger
 
 from hybrid_guidance.calibration.file import Calibration, CalibrationError
-from hybrid_guidance.fusion.needle_filter import Motion, NeedleFilter, Observation, State
+from hybrid_guidance.fusion.advice import advise
+from hybrid_guidance.fusion.needle_filter import (
+    Ending,
+    Motion,
+    NeedleFilter,
+    Observation,
+    State,
+    Update,
+)
+from hybrid_guidance.fusion.needle_fusion import NeedleFusion
 from hybrid_guidance.fusion.observe import distance_to_shaft, observe
 from hybrid_guidance.geometry.covariance import relative
 from hybrid_guidance.geometry.needle import NeedleEstimate
@@ -31,6 +41,8 @@ from hybrid_guidance.ros.health import ERROR
 from hybrid_guidance.ros.node import GuidanceNode, run
 
 SENSORS = {'fluoroscopy': 'fluoroscopy_optical_frame', 'ultrasound': 'ultrasound_image'}
+ENDINGS = {'fluoroscopy': Ending(tip=0.98, memory=0.1, sure=True), 'ultrasound': Ending()}
+"""Metal ends sharply in an X-ray; an echo ends at fascia and runs on into bone."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +53,9 @@ class FusionParameters:
         'name or file of the calibration; read again by fusion/reload_calibration'))
     gate: float = parameter(5.0, low=2.0, high=20.0, unit='sigma', fixed=True,
                             meaning='a needle further off than this is refused')
-    tip_motion: float = parameter(0.0005, low=0.0, high=0.1, unit='m/sqrt(s)', fixed=True,
+    tip_motion: float = parameter(0.0015, low=0.0, high=0.1, unit='m/sqrt(s)', fixed=True,
                                   meaning='how much the tip wanders sideways')
-    speed_motion: float = parameter(0.006, low=0.0, high=1.0, unit='m/s/sqrt(s)', fixed=True,
+    speed_motion: float = parameter(0.008, low=0.0, high=1.0, unit='m/s/sqrt(s)', fixed=True,
                                     meaning='how much the insertion speed changes')
     tracking_position: float = parameter(0.1e-3, low=0.0, high=0.01, unit='m',
                                          meaning='deviation of one tracked position')
@@ -55,8 +67,12 @@ class FusionParameters:
         'how long a needle waits for the tracked pose at its time'))
     stale: float = parameter(0.5, low=0.05, high=10.0, unit='s',
                              meaning='no needle for this long is reported')
-    recover: float = parameter(1.0, low=0.1, high=60.0, unit='s', meaning=(
-        'after only refused needles for this long the estimate starts over'))
+    confirm: int = parameter(5, low=1, high=100, fixed=True, meaning=(
+        'needles that must agree before one is published'))
+    recover: float = parameter(0.4, low=0.1, high=60.0, unit='s', fixed=True, meaning=(
+        'when nothing fits for this long, a needle seen elsewhere takes over'))
+    exposure_limit: float = parameter(0.0012, low=0.0001, high=0.1, unit='m', meaning=(
+        'tip error above which fusion/exposure_advice says expose, if that would help'))
 
 
 class FusionNode(GuidanceNode[FusionParameters]):
@@ -69,12 +85,13 @@ class FusionNode(GuidanceNode[FusionParameters]):
         self._pose = self.create_publisher(
             PoseWithCovarianceStamped, 'needle/pose', qos.OBSERVATION)
         self._consistency = self.create_publisher(Float64, 'fusion/consistency', qos.OBSERVATION)
+        self._advice = self.create_publisher(
+            DiagnosticStatus, 'fusion/exposure_advice', qos.OBSERVATION)
         self._calibrations: dict[str, Calibration] = {}
-        self._filter = NeedleFilter({})
+        self._fusion = NeedleFusion(lambda: NeedleFilter({}))
         self._waiting: deque[tuple[str, int, NeedleEstimate]] = deque()
         self._projection: Projection | None = None
         self._last_xray: tuple[NeedleEstimate, Transform] | None = None
-        self._accepted_ns = 0
         self.listen_to_frames(self._work)
         self.reload()
         for name in SENSORS:
@@ -94,10 +111,12 @@ class FusionNode(GuidanceNode[FusionParameters]):
             self.health.set('calibration', False, str(error), ERROR)
             return
         self._calibrations = found
-        self._filter = NeedleFilter(
-            {name: found[frame].covariance for name, frame in SENSORS.items() if frame in found},
-            Motion(tip=self.parameters.tip_motion, speed=self.parameters.speed_motion),
-            self.parameters.gate**2)
+        covariances = {name: found[frame].covariance
+                       for name, frame in SENSORS.items() if frame in found}
+        motion = Motion(tip=self.parameters.tip_motion, speed=self.parameters.speed_motion)
+        self._fusion = NeedleFusion(
+            lambda: NeedleFilter(covariances, motion, ENDINGS, self.parameters.gate**2),
+            self.parameters.confirm, self.parameters.recover)
         self._last_xray = None
         now = self.now_ns()
         self._static.sendTransform([
@@ -152,17 +171,15 @@ class FusionNode(GuidanceNode[FusionParameters]):
         observation = observe(name, stamp, needle, mount_T_sensor, world_T_mount,
                               self._tracking(name))
         self._compare(name, observation, needle, world_T_mount @ mount_T_sensor)
-        update = self._filter.add(observation)
-        self.health.set(f'{name} needle', update.accepted, update.reason)
+        update = self._fusion.add(observation)
+        self._tell(name, update)
         if update.state is not None:
-            self._accepted_ns = stamp
             self._publish(update.state)
-        elif (state := self._filter.state) is not None and (
-                abs(stamp - self._accepted_ns) * 1e-9 > self.parameters.recover):
-            self.get_logger().warning(
-                f'the estimate starts over: nothing fitted it for {self.parameters.recover} s '
-                f'(last at {state.stamp_ns * 1e-9:.3f} s)')
-            self._filter.reset()
+
+    def _tell(self, name: str, update: Update) -> None:
+        self.health.set(f'{name} needle', update.accepted, update.reason)
+        if update.accepted and update.reason:
+            self.get_logger().warning(update.reason)
 
     def _tracking(self, name: str):  # type: ignore[no-untyped-def]
         rotation = (self.parameters.carm_rotation if name == 'fluoroscopy'
@@ -179,7 +196,7 @@ class FusionNode(GuidanceNode[FusionParameters]):
                 observation.needle.tip, xray_T_world, seen, self._projection)))
 
     def _publish(self, state: State) -> None:
-        in_world = self._filter.estimate(state)
+        in_world = self._fusion.filter.estimate(state)
         registration = self._calibrations.get('patient')
         if registration is not None:
             patient = NeedleEstimate(
@@ -191,12 +208,22 @@ class FusionNode(GuidanceNode[FusionParameters]):
             transform_message('world', 'needle_tip', state.stamp_ns, in_world.pose))
 
     def _watch(self) -> None:
-        state = self._filter.state
-        age = np.inf if state is None else (self.now_ns() - state.stamp_ns) * 1e-9
+        now, state = self.now_ns(), self._fusion.filter.state
+        seen = state is not None and self._fusion.confirmed
+        age = (now - state.stamp_ns) * 1e-9 if state is not None and seen else np.inf
         self.health.set('needle', age < self.parameters.stale, (
-            'not seen yet' if state is None else 'not seen any more; the pose is old'))
+            'not seen any more; the pose is old' if seen else 'not seen yet'))
         refused = self.listener.refused
         self.health.set('tf', not refused, '; '.join(refused.values()))
+        self._advise(now)
+
+    def _advise(self, now: int) -> None:
+        advice = advise(self._fusion, now, 'fluoroscopy', self.parameters.exposure_limit)
+        self._advice.publish(DiagnosticStatus(
+            level=DiagnosticStatus.WARN if advice.expose else DiagnosticStatus.OK,
+            name='exposure', message=advice.reason, values=[
+                KeyValue(key='tip error now, m', value=f'{advice.now:.6f}'),
+                KeyValue(key='tip error after, m', value=f'{advice.after:.6f}')]))
 
 
 def main() -> None:

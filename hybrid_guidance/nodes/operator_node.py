@@ -6,7 +6,7 @@ from typing import Any
 
 import cv2
 import numpy as np
-from diagnostic_msgs.msg import DiagnosticArray
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from geometry_msgs.msg import PointStamped, PoseWithCovarianceStamped
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Float64
@@ -30,8 +30,8 @@ class OperatorParameters:
     """Parameters of ``operator_node``."""
 
     procedure: str = parameter('lumbar_facet_injection', fixed=True, meaning='what is done')
-    exposure_interval: float = parameter(2.0, low=0.1, high=60.0, unit='s', meaning=(
-        'time between two X-ray pulses while the needle is guided'))
+    exposure_interval: float = parameter(0.4, low=0.1, high=60.0, unit='s', meaning=(
+        'least time between two X-ray pulses; they are taken when fusion advises it'))
     tolerance: float = parameter(0.8e-3, low=0.1e-3, high=0.01, unit='m', meaning=(
         'distance to the target at which the needle counts as there'))
     dwell: float = parameter(1.5, low=0.0, high=10.0, unit='s',
@@ -57,6 +57,7 @@ class OperatorNode(GuidanceNode[OperatorParameters]):
         self._processed = dict.fromkeys(SENSORS, 0)
         self._exposures = 0
         self._exposed_ns = self._arrived_ns = 0
+        self._advised = False
         self._path_clearance = ''
         self._pictures: list[Any] = []
         clients = (('plan/compute', Trigger), ('plan/approve', SetBool),
@@ -65,6 +66,7 @@ class OperatorNode(GuidanceNode[OperatorParameters]):
         subscribe = self.create_subscription
         subscribe(PoseWithCovarianceStamped, 'needle/pose', self._on_needle, qos.OBSERVATION)
         subscribe(PointStamped, 'plan/deviation', self._on_deviation, qos.OBSERVATION)
+        subscribe(DiagnosticStatus, 'fusion/exposure_advice', self._on_advice, qos.OBSERVATION)
         subscribe(DiagnosticArray, '/diagnostics', self._on_diagnostics, 50)
         for topic in ('fluoroscopy/air_kerma', 'fluoroscopy/kerma_area_product'):
             subscribe(Float64, topic, lambda message, topic=topic: self._numbers.update(
@@ -92,8 +94,9 @@ class OperatorNode(GuidanceNode[OperatorParameters]):
 
     def _guide(self) -> None:
         now = self.now_ns()
-        if (now - self._exposed_ns) * 1e-9 >= self.parameters.exposure_interval:
-            self._exposed_ns = now
+        waited = (now - self._exposed_ns) * 1e-9 >= self.parameters.exposure_interval
+        if self._advised and waited:
+            self._exposed_ns, self._advised = now, False
             self._call('fluoroscopy/expose', Trigger.Request(), self._on_exposed)
         there = np.linalg.norm(self._deviation) < self.parameters.tolerance
         if not there:
@@ -141,6 +144,9 @@ class OperatorNode(GuidanceNode[OperatorParameters]):
 
     def _on_deviation(self, message: PointStamped) -> None:
         self._deviation = point_array(message.point)
+
+    def _on_advice(self, message: DiagnosticStatus) -> None:
+        self._advised = message.level == DiagnosticStatus.WARN
 
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
         for status in message.status:

@@ -23,6 +23,7 @@ from hybrid_guidance.ros.convert import (
     transform_message,
 )
 from hybrid_guidance.ros.node import GuidanceNode, run
+from hybrid_guidance.simulation.anatomy import build_structures
 from hybrid_guidance.simulation.hand import Hand, HandSkill
 from hybrid_guidance.simulation.room import Reading, Room, Tracker, make_room
 
@@ -66,6 +67,8 @@ class PatientNode(GuidanceNode[PatientParameters]):
         self._procedure = load_procedure(parameters.procedure)
         beliefs = load_beliefs(parameters.calibration_file)
         self._room: Room = make_room(self._procedure, beliefs, parameters.seed)
+        bone = build_structures(self._procedure.region, parameters.seed)['bone']
+        self._bone = bone.at
         self._trackers = {
             'carm': Tracker(parameters.carm_position_noise, parameters.carm_rotation_noise,
                             parameters.tracker_delay, parameters.seed),
@@ -89,8 +92,9 @@ class PatientNode(GuidanceNode[PatientParameters]):
         path = Path(self._procedure.entry, self._procedure.target)
         # Beside the patient and not yet aligned: the approach is part of the procedure.
         start = path.pose_at(-0.05) @ transform(translation=np.array([0.01, 0.01, 0.0]))
-        self._hand = Hand(start, HandSkill(speed=parameters.hand_speed,
-                                           tremor=parameters.hand_tremor), parameters.seed)
+        skill = HandSkill(speed=parameters.hand_speed, tremor=parameters.hand_tremor)
+        self._hand = Hand(start, skill, parameters.seed, self._bone)
+        # What the hand meant to hold: its tremor is no motion to be repeated.
         self._history = FrameTree(cache_s=2.0)
         self._command: tuple[Transform, int] | None = None
         self._readings: deque[tuple[str, Reading]] = deque()
@@ -110,7 +114,7 @@ class PatientNode(GuidanceNode[PatientParameters]):
         self._obey()
         self._hand.advance(min(max(dt, 0.0), 0.1))
         needle = self._hand.pose
-        self._history.set('patient', 'needle', now, needle)
+        self._history.set('patient', 'needle', now, self._hand.held)
         room = self._room
         for name, pose in (('needle', room.world_T_patient @ needle),
                            ('patient', room.world_T_patient), ('carm', room.world_T_carm),
@@ -146,7 +150,7 @@ class PatientNode(GuidanceNode[PatientParameters]):
             shown = self.lookup('patient', 'needle_tip', stamp)
             self._hand.follow(told, shown, self._history.lookup('patient', 'needle', stamp))
         except tf.LookupException:
-            self._hand.follow(told, None, self._hand.pose)
+            self._hand.follow(told, None, self._hand.held)
         except (tf.FutureException, FutureError):
             return
         except (tf.TransformException, FrameTreeError) as error:

@@ -53,6 +53,10 @@ class PlannerParameters:
                                          meaning='sideways deviation corrected before advancing')
     angle_tolerance: float = parameter(0.05, low=0.001, high=0.5, unit='rad', fixed=True,
                                        meaning='angle corrected before advancing')
+    depth_doubt: float = parameter(0.001, low=0.0001, high=0.1, unit='m', fixed=True, meaning=(
+        'deviation of the tip along the path above which it does not advance'))
+    lateral_doubt: float = parameter(0.0008, low=0.0001, high=0.1, unit='m', fixed=True, meaning=(
+        'deviation of the tip in a direction above which it is not corrected that way'))
     target_tolerance: float = parameter(0.0005, low=0.0001, high=0.01, unit='m', fixed=True,
                                         meaning='distance at which the target is reached')
     stale: float = parameter(0.5, low=0.05, high=5.0, unit='s', meaning=(
@@ -100,6 +104,7 @@ class PlannerNode(GuidanceNode[PlannerParameters]):
             standoff=self.parameters.standoff, first_depth=self.parameters.first_depth,
             step=self.parameters.step, lateral_tolerance=self.parameters.lateral_tolerance,
             angle_tolerance=self.parameters.angle_tolerance,
+            depth_doubt=self.parameters.depth_doubt, lateral_doubt=self.parameters.lateral_doubt,
             target_tolerance=self.parameters.target_tolerance)
         path = Path(self._points['entry'], self._points['target'])
         self._guidance = Guidance(path, settings)

@@ -5,9 +5,10 @@ from enum import Enum
 
 import numpy as np
 
+from hybrid_guidance.geometry.covariance import distance_deviation
 from hybrid_guidance.geometry.needle import NeedleEstimate
-from hybrid_guidance.geometry.rigid import angle_between
-from hybrid_guidance.geometry.types import Transform
+from hybrid_guidance.geometry.rigid import perpendiculars, rotation_from_vector
+from hybrid_guidance.geometry.types import Array, Transform
 from hybrid_guidance.planning.path import Path
 
 
@@ -29,8 +30,12 @@ class GuidanceSettings:
         first_depth: how far the needle goes in before an image has shown it, m.
         dwell: how long an approach by eye is given, s.
         step: largest advance in one command, m.
+        slow_down: largest advance as a share of the way still to go.
         lateral_tolerance: sideways deviation that is corrected before advancing, m.
         angle_tolerance: deviation of the shaft that is corrected before advancing, rad.
+        depth_doubt: σ of the tip along the path above which it is not advanced, m.
+        lateral_doubt: σ of the tip, in a direction, above which it is not moved that way, m.
+        angle_doubt: σ of the shaft, about an axis, above which it is not turned about it, rad.
         target_tolerance: distance at which the target counts as reached, m.
         release: distance at which a needle that was there is led again, m.
     """
@@ -39,10 +44,14 @@ class GuidanceSettings:
     first_depth: float = 0.020
     dwell: float = 2.0
     step: float = 0.004
+    slow_down: float = 0.2
     lateral_tolerance: float = 0.0015
     angle_tolerance: float = 0.05
+    depth_doubt: float = 0.0010
+    lateral_doubt: float = 0.0008
+    angle_doubt: float = 0.03
     target_tolerance: float = 0.0005
-    release: float = 0.008
+    release: float = 0.0008
 
 
 @dataclass(frozen=True)
@@ -88,26 +97,52 @@ class Guidance:
     def by_image(self, needle: NeedleEstimate) -> Command:
         """Return the command from the present estimate (in ``patient``)."""
         settings = self.settings
-        x, y, z = self.path.deviation(needle.tip)
+        z = float(self.path.deviation(needle.tip)[2])
         depth = self.path.length + z
-        aside = float(np.hypot(x, y))
-        angle = angle_between(needle.direction, self.path.direction)
         if self.reached(needle) or self._held:
-            # Once there, nothing moves: at bone the visible end of an echo can fall millimetres
-            # short of the tip, and following it would push the needle on.
             self._held = abs(z) < settings.release
             if self._held:
                 return Command(Phase.HOLD, needle.pose, 'at the target')
         if depth < 0:
             return Command(Phase.APPROACH, self.path.pose_at(0.0), 'bring the tip to the entry')
-        if aside > settings.lateral_tolerance or angle > settings.angle_tolerance:
-            return Command(Phase.ALIGN, self.path.pose_at(depth),
-                           f'align: {aside * 1e3:.1f} mm, {np.degrees(angle):.1f}° off the path')
-        step = min(max(-z, -settings.step), settings.step)
-        return Command(Phase.ADVANCE, self.path.pose_at(depth + step),
-                       f'advance {-z * 1e3:.1f} mm')
+        aside, turn = self._seen_deviation(needle)
+        offset, angle = float(np.linalg.norm(aside)), float(np.linalg.norm(turn))
+        straight = needle.pose.copy()
+        straight[:3, :3] = rotation_from_vector(turn) @ straight[:3, :3]
+        straight[:3, 3] += aside
+        if offset > settings.lateral_tolerance or angle > settings.angle_tolerance:
+            return Command(Phase.ALIGN, straight,
+                           f'align: {offset * 1e3:.1f} mm, {np.degrees(angle):.1f}° off the path')
+        doubt = distance_deviation(needle.covariance, self.path.direction)
+        if doubt > settings.depth_doubt:
+            return Command(Phase.HOLD, straight,
+                           f'wait: the depth is known to ±{doubt * 1e3:.1f} mm only; expose')
+        # Slower towards the target: what is seen lags behind what the hand does.
+        step = min(settings.step, settings.slow_down * abs(z) + settings.target_tolerance / 2)
+        straight[:3, 3] += min(max(-z, -step), step) * self.path.direction
+        return Command(Phase.ADVANCE, straight, f'advance {-z * 1e3:.1f} mm')
+
+    def _seen_deviation(self, needle: NeedleEstimate) -> tuple[Array, Array]:
+        """Return the (3,) m and the (3,) rotation vector that would bring the needle on the path.
+
+        Only in directions that were seen well enough. A slice does not show that the needle
+        moved across it; a hand that corrects what it cannot see goes on correcting for ever.
+        """
+        path = self.path.direction
+        across = np.column_stack(perpendiculars(path))
+        wanted = across @ across.T @ (self.path.target - needle.tip)
+        turn = np.cross(needle.direction, path)
+        return (_known(across, wanted, needle.covariance[:3, :3], self.settings.lateral_doubt),
+                _known(across, turn, needle.covariance[3:, 3:], self.settings.angle_doubt))
 
     def reached(self, needle: NeedleEstimate) -> bool:
         """Tell whether the tip is at the target."""
         distance = float(np.linalg.norm(self.path.deviation(needle.tip)))
         return distance < self.settings.target_tolerance
+
+
+def _known(across: Array, wanted: Array, covariance: Array, doubt: float) -> Array:
+    """Return the part of a wanted (3,) change, along (3, 2) axes, that is known to within σ."""
+    variances, axes = np.linalg.eigh(across.T @ covariance @ across)
+    seen = across @ axes[:, variances < doubt**2]
+    return np.asarray(seen @ seen.T @ wanted)

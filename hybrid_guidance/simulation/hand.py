@@ -1,5 +1,6 @@
 """A hand that moves the needle where it is told, as well as a hand can."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +12,7 @@ from hybrid_guidance.geometry.rigid import (
     transform,
     vector_from_rotation,
 )
-from hybrid_guidance.geometry.types import Transform
+from hybrid_guidance.geometry.types import Array, Points, Transform
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class HandSkill:
 
 
 class Hand:
-    """Holds the needle; ``pose`` is its true pose.
+    """Holds the needle; ``pose`` is its true pose, ``held`` the same without tremor.
 
     The hand never knows where the needle truly is. Told a pose while the needle is seen, it
     moves by the difference between the pose told and the pose shown; told one while it is not
@@ -48,10 +49,16 @@ class Hand:
         pose: (4, 4) where the needle is at first, in any frame fixed to the patient.
         skill: speeds and errors.
         seed: of tremor and eye.
+        bone: signed distance of (..., 3) points to bone in m, negative inside; a tip that meets
+            bone goes no deeper. None: no bone in the way.
     """
 
-    def __init__(self, pose: Transform, skill: HandSkill, seed: int) -> None:
-        self._held = pose
+    def __init__(self, pose: Transform, skill: HandSkill, seed: int,
+                 bone: Callable[[Points], Array] | None = None) -> None:
+        self.held = pose
+        self._bone = bone
+        # No bone is nearer to this point than this: most steps need no look at all.
+        self._free = (np.zeros(3), 0.0)
         self._skill = skill
         self._random = np.random.default_rng([seed, 0x0a3])
         self._tremor = np.zeros(6)
@@ -62,20 +69,20 @@ class Hand:
     @property
     def pose(self) -> Transform:
         """The (4, 4) true pose of the needle, tremor included."""
-        return self._held @ perturbed(np.eye(4), self._tremor)
+        return self.held @ perturbed(np.eye(4), self._tremor)
 
-    def follow(self, told: Transform, shown: Transform | None, true_then: Transform) -> None:
+    def follow(self, told: Transform, shown: Transform | None, held_then: Transform) -> None:
         """Take a new goal.
 
         Args:
             told: (4, 4) where the needle should be.
             shown: (4, 4) where the display showed it when the goal was made; None: not at all.
-            true_then: (4, 4) where it truly was at that moment.
+            held_then: (4, 4) ``held`` at that moment.
         """
         if shown is None:
             self._goal = perturbed(told, self._eye)
         else:
-            self._goal = true_then @ inverse(shown) @ told
+            self._goal = held_then @ inverse(shown) @ told
 
     def stop(self) -> None:
         """Keep still."""
@@ -86,15 +93,27 @@ class Hand:
         self._shake(dt)
         if self._goal is None:
             return
-        way = self._goal[:3, 3] - self._held[:3, 3]
-        turn = vector_from_rotation(self._goal[:3, :3] @ self._held[:3, :3].T)
+        way = self._goal[:3, 3] - self.held[:3, 3]
+        turn = vector_from_rotation(self._goal[:3, :3] @ self.held[:3, :3].T)
         # A straight shaft has no roll to correct.
-        turn = turn - (turn @ self._held[:3, 2]) * self._held[:3, 2]
+        turn = turn - (turn @ self.held[:3, 2]) * self.held[:3, 2]
         needed = max(float(np.linalg.norm(way)) / self._skill.speed,
                      float(np.linalg.norm(turn)) / self._skill.turn)
         share = 1.0 if needed <= dt else dt / needed
-        self._held = transform(rotation_from_vector(share * turn) @ self._held[:3, :3],
-                               self._held[:3, 3] + share * way)
+        step = share * way
+        if self._blocked(self.held[:3, 3], step):
+            # Bone is felt: nothing goes deeper, but the needle can be drawn back or turned.
+            along = self.held[:3, 2]
+            step = step - max(float(step @ along), 0.0) * along
+        self.held = transform(rotation_from_vector(share * turn) @ self.held[:3, :3],
+                              self.held[:3, 3] + step)
+
+    def _blocked(self, tip: Points, step: Array) -> bool:
+        if self._bone is None or np.linalg.norm(tip + step - self._free[0]) < self._free[1]:
+            return False
+        before, after = self._bone(np.stack([tip, tip + step]))
+        self._free = tip + step, float(after)
+        return bool(after < 0.0 and after < before)
 
     def _shake(self, dt: float) -> None:
         keep = float(np.exp(-dt / self._skill.tremor_time))

@@ -1,0 +1,113 @@
+import numpy as np
+import pytest
+
+from hybrid_guidance.fusion.advice import advise
+from hybrid_guidance.fusion.needle_filter import Ending, NeedleFilter, Observation
+from hybrid_guidance.fusion.needle_fusion import NeedleFusion
+from hybrid_guidance.geometry.needle import NeedleEstimate
+from hybrid_guidance.geometry.rigid import pose_along
+
+CALIBRATION = {'ultrasound': np.diag([0.2e-3**2] * 3 + [0.001**2] * 3),
+               'fluoroscopy': np.diag([0.2e-3**2] * 3 + [0.0003**2] * 3)}
+DIRECTION = np.array([0.0, 0.6, 0.8])
+HERE, ELSEWHERE = np.array([0.0, 0.0, 0.04]), np.array([0.0, 0.012, 0.031])
+RAY = np.array([1.0, 0.0, 0.0])
+
+
+def ultrasound(time: float, tip: np.ndarray = HERE) -> Observation:
+    """In a slice across x; known to 0.2 mm in it."""
+    covariance = np.diag([1.2e-3**2, 0.2e-3**2, 0.2e-3**2, 0.01**2, 0.1**2, 0.1**2])
+    return Observation('ultrasound', int(time * 1e9), NeedleEstimate(
+        pose_along(tip, DIRECTION), covariance), np.eye(4))
+
+
+def fluoroscopy(time: float, tip: np.ndarray = HERE) -> Observation:
+    """Along y, so that it sees x and the depth."""
+    covariance = np.diag([0.1e-3**2, 0.5**2, 0.1e-3**2, 1.6**2, 0.002**2, 1.6**2])
+    return Observation('fluoroscopy', int(time * 1e9), NeedleEstimate(
+        pose_along(tip, np.array([0.0, 0.0, 1.0])), covariance), np.eye(4))
+
+
+@pytest.fixture
+def fusion() -> NeedleFusion:
+    endings = {'fluoroscopy': Ending(tip=0.98, memory=0.1, sure=True)}
+    return NeedleFusion(lambda: NeedleFilter(CALIBRATION, endings=endings))
+
+
+def see(fusion: NeedleFusion, begin: float, end: float, tip: np.ndarray = HERE):
+    return [fusion.add(ultrasound(time, tip)) for time in np.arange(begin, end, 1 / 30)]
+
+
+def test_a_needle_counts_once_several_observations_agree(fusion: NeedleFusion) -> None:
+    updates = see(fusion, 1.0, 1.25)
+    assert [update.accepted for update in updates[:5]] == [False] * 4 + [True]
+    assert '4 of 5' in updates[3].reason
+    assert all(update.state is None for update in updates[:4])
+
+
+def test_one_false_first_observation_does_not_win(fusion: NeedleFusion) -> None:
+    fusion.add(ultrasound(0.99, ELSEWHERE))
+    updates = see(fusion, 1.0, 1.3)
+    assert updates[-1].accepted
+    assert np.allclose(fusion.filter.state.tip, HERE, atol=1e-4)
+
+
+def test_a_single_outlier_is_refused_in_words_and_changes_nothing(fusion: NeedleFusion) -> None:
+    see(fusion, 1.0, 1.5)
+    before = fusion.filter.state
+    update = fusion.add(ultrasound(1.52, ELSEWHERE))
+    assert not update.accepted
+    assert 'mm' in update.reason
+    assert fusion.filter.state is before
+
+
+def test_a_needle_found_elsewhere_takes_over_within_half_a_second(fusion: NeedleFusion) -> None:
+    see(fusion, 1.0, 2.0)
+    updates = see(fusion, 2.0, 2.6, ELSEWHERE)
+    first = next(index for index, update in enumerate(updates) if update.accepted)
+    assert 5 <= first <= 15
+    assert 'starts over' in updates[first].reason
+    assert np.allclose(fusion.filter.state.tip, ELSEWHERE, atol=1e-3)
+
+
+def test_what_xrays_confirm_is_not_given_up_for_one_modality(fusion: NeedleFusion) -> None:
+    """The ultrasound tracker follows something else; X-rays go on showing the needle."""
+    see(fusion, 1.0, 2.0)
+    fusion.add(fluoroscopy(2.0))
+    for second in np.arange(2.0, 5.0, 0.3):
+        assert not any(update.accepted for update in see(
+            fusion, second + 0.01, second + 0.29, ELSEWHERE))
+        assert fusion.add(fluoroscopy(second + 0.3)).accepted
+    assert abs(fusion.filter.state.tip[0] - HERE[0]) < 1e-3
+
+
+def test_an_exposure_is_advised_before_the_first_xray_and_not_right_after_one(
+        fusion: NeedleFusion) -> None:
+    def advice(time: float):
+        return advise(fusion, int(time * 1e9), 'fluoroscopy', 0.0008)
+    assert not advice(1.0).expose
+    see(fusion, 1.0, 2.0)
+    assert advice(2.0).expose
+    fusion.add(fluoroscopy(2.0))
+    assert not advice(2.0).expose
+    see(fusion, 2.01, 8.0)
+    assert advice(8.0).expose
+
+
+def test_the_advice_foretells_what_the_exposure_does(fusion: NeedleFusion) -> None:
+    see(fusion, 1.0, 2.0)
+    fusion.add(fluoroscopy(2.0))
+    see(fusion, 2.01, 6.0)
+    told = advise(fusion, int(6.0 * 1e9), 'fluoroscopy', 0.0005)
+    fusion.add(fluoroscopy(6.0, fusion.filter.state.tip))
+    after = np.trace(fusion.filter.estimate(fusion.filter.state).covariance[:3, :3])**0.5
+    assert told.after == pytest.approx(after, rel=0.02)
+    assert told.after < told.now
+
+
+def test_an_exposure_that_would_change_little_is_not_worth_it(fusion: NeedleFusion) -> None:
+    see(fusion, 1.0, 2.0)
+    fusion.add(fluoroscopy(2.0))
+    advice = advise(fusion, int(2.0e9), 'fluoroscopy', 1e-5)
+    assert not advice.expose
+    assert 'little would change' in advice.reason

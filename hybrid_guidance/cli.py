@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from hybrid_guidance import graph
-from hybrid_guidance.supervisor import Supervisor, node_command, ros_arguments
+from hybrid_guidance.parameters import Parameter, ParameterError, table
+from hybrid_guidance.supervisor import Supervisor, node_command, parameter_file, ros_arguments
 
 DISCLAIMER = 'hybrid_guidance is research software, not a medical device.'
 
@@ -36,7 +37,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_up(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('--params', metavar='FILE', default='', dest='params_file',
+    parser.add_argument('--params', metavar='FILE', dest='params_file',
                         help='YAML file of ROS parameters')
     parser.add_argument('--set', metavar='NODE.PARAMETER=VALUE', action='append', default=[],
                         help='one parameter of one node; may be repeated')
@@ -47,7 +48,8 @@ def _add_up(parser: argparse.ArgumentParser) -> None:
     for option in graph.OPTIONS:
         if option.name in ('params_file', 'rviz'):
             continue
-        parser.add_argument('--' + option.name.replace('_', '-'), default=option.default,
+        # No default here: what is not given must not win over the user's file of parameters.
+        parser.add_argument('--' + option.name.replace('_', '-'),
                             choices=option.choices or None,
                             help=f'{option.meaning} (default: {option.default or "none"})')
 
@@ -100,14 +102,14 @@ def _moment(text: str) -> datetime:
             f'"{text}" is not a date such as 2030-01-31 or 2030-01-31T12:00:00+00:00') from None
 
 
-def _assignments(pairs: Sequence[str]) -> dict[str, dict[str, str]]:
-    """Return ``node.parameter=value`` texts by node.
+def _assignments(pairs: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return the values of ``node.parameter=value`` texts by node and parameter.
 
     Raises:
-        GraphError: not of that form, or no such node.
+        GraphError: not of that form, no such node or parameter, or not a value of it.
     """
     names = {node.name for node in graph.GRAPH}
-    result: dict[str, dict[str, str]] = {}
+    result: dict[str, dict[str, Any]] = {}
     for pair in pairs:
         target, equals, value = pair.partition('=')
         node, dot, name = target.partition('.')
@@ -116,8 +118,26 @@ def _assignments(pairs: Sequence[str]) -> dict[str, dict[str, str]]:
         if node not in names:
             raise graph.GraphError(f'--set {pair}: there is no {node}; there are '
                                    + ', '.join(sorted(names)))
-        result.setdefault(node, {})[name] = value
+        try:
+            result.setdefault(node, {})[name] = _value(node, name, value)
+        except ParameterError as error:
+            raise graph.GraphError(f'--set {pair}: {error}') from None
     return result
+
+
+def _value(node: str, name: str, text: str) -> Any:
+    """Return a text as a value of a node's parameter.
+
+    Raises:
+        ParameterError: no such parameter, or not a value that it takes.
+    """
+    from hybrid_guidance.ros.documentation import parameters_of
+    rows = {row.name: row for row in table(parameters_of(node))}
+    if name == 'use_sim_time':
+        rows[name] = Parameter(name, False, None, None, '', '', (), False)
+    if name not in rows:
+        raise ParameterError(f'there is no {name}; there are {", ".join(rows)}')
+    return rows[name].parse(text)
 
 
 def _environment() -> dict[str, str]:
@@ -128,26 +148,30 @@ def _environment() -> dict[str, str]:
     return values
 
 
-def _start_graph(supervisor: Supervisor, values: graph.Values, sets: Sequence[str],
+def _start_graph(supervisor: Supervisor, given: graph.Values, sets: Sequence[str],
                  only: Sequence[str] = (), without: Sequence[str] = ()) -> None:
     assigned = _assignments(sets)
     unknown = {*only, *without} - {node.name for node in graph.GRAPH}
     if unknown:
         raise graph.GraphError(f'there is no {", ".join(sorted(unknown))}; there are '
                                + ', '.join(node.name for node in graph.GRAPH))
-    for name, parameters in graph.nodes(values):
+    values = graph.complete(given)
+    if values['params_file'] and not Path(values['params_file']).is_file():
+        raise graph.GraphError(f'params_file: there is no file {values["params_file"]}')
+    for name, parameters in graph.nodes(given):
         if name in without or (only and name not in only):
             continue
-        arguments = ros_arguments(name, {**parameters, **assigned.get(name, {})},
-                                  values['namespace'], values['params_file'],
-                                  values['log_level'])
-        supervisor.start(name, node_command(name, *arguments))
+        own = parameter_file(supervisor.folder, name, {**parameters, **assigned.get(name, {})},
+                             values['namespace'])
+        files = [file for file in (values['params_file'], str(own)) if file]
+        supervisor.start(name, node_command(name, *ros_arguments(
+            name, {}, values['namespace'], files, values['log_level'])))
 
 
 def _up(arguments: argparse.Namespace) -> int:
     given = {option.name: getattr(arguments, option.name) for option in graph.OPTIONS
-             if hasattr(arguments, option.name)}
-    values = graph.complete(given)
+             if getattr(arguments, option.name, None) is not None}
+    graph.complete(given)
     environment = _environment()
     from hybrid_guidance.ros.announce import Announcer
     announcer = Announcer()
@@ -161,7 +185,7 @@ def _up(arguments: argparse.Namespace) -> int:
     supervisor = Supervisor(lambda name, line: print(f'[{name}] {line}', flush=True), died,
                             environment)
     try:
-        _start_graph(supervisor, values, arguments.set, arguments.only, arguments.without)
+        _start_graph(supervisor, given, arguments.set, arguments.only, arguments.without)
         print(f'{len(supervisor.children)} nodes are starting; Ctrl-C ends them. {DISCLAIMER}',
               flush=True)
         while supervisor.children:

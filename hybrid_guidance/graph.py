@@ -77,6 +77,13 @@ GRAPH = (
 )
 
 
+def _whole(given: Values, option: str) -> int:
+    try:
+        return int(given[option])
+    except ValueError:
+        raise GraphError(f'{option}: "{given[option]}" is not a whole number') from None
+
+
 def complete(given: Values) -> Values:
     """Return every option's value, the given ones checked.
 
@@ -93,16 +100,26 @@ def complete(given: Values) -> Values:
     return {**{name: option.default for name, option in known.items()}, **given}
 
 
-def nodes(values: Values) -> list[tuple[str, dict[str, Any]]]:
-    """Return (node, its parameters) for complete option values."""
+def nodes(given: Values) -> list[tuple[str, dict[str, Any]]]:
+    """Return (node, its parameters) for the options given.
+
+    An option that is not given sets no parameter: its default is the node's own, and a file of
+    parameters may say otherwise.
+
+    Raises:
+        GraphError: see ``complete``.
+    """
+    values = complete(given)
     started = []
     for node in GRAPH:
         if not node.when(values):
             continue
-        parameters: dict[str, Any] = {'use_sim_time': values['use_sim_time'] == 'true'}
+        parameters: dict[str, Any] = {}
+        if 'use_sim_time' in given:
+            parameters['use_sim_time'] = given['use_sim_time'] == 'true'
         for option, parameter in node.parameters.items():
-            value = values[option]
-            parameters[parameter] = int(value) if option == 'seed' else value
+            if option in given:
+                parameters[parameter] = _whole(given, option) if option == 'seed' else given[option]
         # Without a simulated patient there is no anatomy that could be true.
         if node.name == 'planner_node' and not _simulated(values):
             parameters['anatomy'] = 'none'

@@ -3,6 +3,7 @@
 The table declares the ROS parameters, validates what is set, and prints the documentation.
 """
 
+import contextlib
 import dataclasses
 import math
 from dataclasses import dataclass, field
@@ -57,6 +58,22 @@ class Parameter:
         if self.choices and value not in self.choices:
             raise ParameterError(f'{self.name}: {value!r} is not one of {", ".join(self.choices)}')
         return value
+
+    def parse(self, text: str) -> Any:
+        """Return what somebody typed as a value.
+
+        Raises:
+            ParameterError: see ``check``.
+        """
+        value: Any = text
+        if isinstance(self.default, bool):
+            value = {'true': True, 'false': False}.get(text.lower(), text)
+        elif not isinstance(self.default, str):
+            for kind in (int, float):
+                with contextlib.suppress(ValueError):
+                    value = kind(text)
+                    break
+        return self.check(value)
 
     def _within_bounds(self, value: Any) -> bool:
         return self.low is None or self.high is None or bool(self.low <= value <= self.high)

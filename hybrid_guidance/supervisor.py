@@ -1,15 +1,18 @@
 """Starting the nodes as processes, watching them, and stopping exactly those."""
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 PARENT = 'HYBRID_GUIDANCE_PARENT'
@@ -42,6 +45,10 @@ class Supervisor:
         on_line: called with (node, line) for everything that a node prints.
         on_death: called with (node, exit status, its last lines) when a node ends by itself.
         environment: of the nodes.
+
+    Attributes:
+        children: the running nodes, by name.
+        folder: for files of parameters; it is gone after ``stop``.
     """
 
     def __init__(self, on_line: Callable[[str, str], None],
@@ -50,6 +57,8 @@ class Supervisor:
         self._on_line, self._on_death = on_line, on_death
         self._environment = {**environment, PARENT: str(os.getpid()), 'PYTHONUNBUFFERED': '1'}
         self.children: dict[str, Child] = {}
+        self._folder = tempfile.TemporaryDirectory(prefix='hybrid_guidance-')
+        self.folder = Path(self._folder.name)
 
     def start(self, name: str, command: Sequence[str]) -> None:
         """Start one node in a session of its own, so that Ctrl-C reaches only us."""
@@ -85,6 +94,7 @@ class Supervisor:
                 _signal(child, signal.SIGKILL)
                 child.process.wait()
         self.children.clear()
+        self._folder.cleanup()
         return killed
 
     def _read(self, child: Child) -> None:
@@ -101,17 +111,44 @@ def _signal(child: Child, number: signal.Signals) -> None:
 
 
 def ros_arguments(name: str, parameters: Mapping[str, Any], namespace: str = '',
-                  params_file: str = '', log_level: str = 'info') -> list[str]:
-    """Return the ``--ros-args`` for one node; its own parameters win over the file's."""
+                  params_files: Sequence[str | Path] = (), log_level: str = 'info') -> list[str]:
+    """Return the ``--ros-args`` for one node.
+
+    A section of a file may win over ``parameters``: beside a user's file give them as the last
+    file instead (see ``parameter_file``).
+    """
     arguments = ['--ros-args', '-r', f'__node:={name}', '--log-level', log_level]
     if namespace:
         arguments += ['-r', f'__ns:=/{namespace.strip("/")}']
-    if params_file:
-        arguments += ['--params-file', params_file]
+    for file in params_files:
+        arguments += ['--params-file', str(file)]
     for parameter, value in parameters.items():
-        if value != '':
-            arguments += ['-p', f'{parameter}:={_yaml(value)}']
+        arguments += ['-p', f'{parameter}:={_yaml(value)}']
     return arguments
+
+
+def parameter_file(folder: Path, name: str, parameters: Mapping[str, Any],
+                   namespace: str = '') -> Path:
+    """Write one node's parameters so that, read last, they win over any file before.
+
+    Args:
+        folder: where to write.
+        name: of the node.
+        parameters: name to value.
+        namespace: of the node.
+
+    Returns:
+        The file.
+    """
+    values = ', '.join(f'{_yaml(key)}: {_yaml(value)}' for key, value in parameters.items())
+    # ROS takes the sections in the order in which the files first name them, and the last one
+    # wins: our values stand in every section that a file may have for this node.
+    space = f'/{namespace.strip("/")}' if namespace else ''
+    sections = ('/**', f'/**/{name}', f'{space}/{name}')
+    file = folder / f'{name}.yaml'
+    file.write_text(''.join(f'{_yaml(section)}: {{"ros__parameters": {{{values}}}}}\n'
+                            for section in sections), encoding='utf-8')
+    return file
 
 
 def node_command(name: str, *arguments: str) -> list[str]:
@@ -120,6 +157,6 @@ def node_command(name: str, *arguments: str) -> list[str]:
 
 
 def _yaml(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    return str(value)
+    """Return a value in YAML that keeps its type: the text "2012" or "no" stays text."""
+    return json.dumps(value if isinstance(value, (bool, int, float)) else str(value),
+                      ensure_ascii=False)

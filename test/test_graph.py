@@ -11,7 +11,7 @@ import yaml
 from hybrid_guidance import cli, graph
 from hybrid_guidance.parameters import table
 from hybrid_guidance.ros.documentation import parameters_of
-from hybrid_guidance.supervisor import PARENT, Supervisor
+from hybrid_guidance.supervisor import PARENT, Supervisor, ros_arguments
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = [node.name for node in graph.GRAPH]
@@ -26,7 +26,7 @@ CHOSEN: list[dict[str, str]] = [
 
 
 def started(given: dict[str, str]) -> dict[str, dict[str, Any]]:
-    return dict(graph.nodes(graph.complete(given)))
+    return dict(graph.nodes(given))
 
 
 def test_defaults_complete_what_is_not_given() -> None:
@@ -60,8 +60,6 @@ def test_options_become_the_parameters_of_the_nodes_that_take_them() -> None:
     assert nodes['patient_node']['seed'] == 7
     assert nodes['ultrasound_node']['source'] == 'dicom'
     assert nodes['ultrasound_node']['file'] == 'us.dcm'
-    assert nodes['fluoroscopy_node']['source'] == 'simulated'
-    assert nodes['fluoroscopy_node']['file'] == ''
     assert nodes['fusion_node']['calibration_file'] == 'mine'
     assert all(parameters['use_sim_time'] is True for parameters in nodes.values())
 
@@ -80,11 +78,28 @@ def test_simulated_patient_is_there_while_an_image_is_simulated(
 
 @pytest.mark.parametrize('given', CHOSEN)
 def test_every_parameter_given_is_one_that_the_node_takes(given: dict[str, str]) -> None:
-    for name, parameters in graph.nodes(graph.complete({**given})):
+    for name, parameters in [*graph.nodes(given), *graph.nodes(graph.complete(given))]:
         rows = {row.name: row for row in table(parameters_of(name))}
         for parameter, value in parameters.items():
             if parameter != 'use_sim_time':
                 assert rows[parameter].check(value) == value
+
+
+def test_what_is_not_given_is_left_to_the_node_or_a_file() -> None:
+    assert all(parameters == {} for _, parameters in graph.nodes({}))
+
+
+def test_defaults_of_options_are_those_of_the_parameters() -> None:
+    """Or leaving them out would change what is started."""
+    for name, parameters in graph.nodes(graph.complete({})):
+        rows = {row.name: row for row in table(parameters_of(name))}
+        assert {key: rows[key].default for key in parameters if key != 'use_sim_time'} == {
+            key: value for key, value in parameters.items() if key != 'use_sim_time'}
+
+
+def test_a_seed_is_a_whole_number() -> None:
+    with pytest.raises(graph.GraphError, match='"one" is not a whole number'):
+        graph.nodes({'seed': 'one'})
 
 
 def test_choices_of_a_source_are_those_of_its_node() -> None:
@@ -149,17 +164,25 @@ class Listing(Supervisor):
         self.commands[name] = list(command)
 
 
+LISTINGS: list[Listing] = []
+"""Kept, because a supervisor takes its files with it."""
+
+
 def commands(given: dict[str, str], **words: Any) -> dict[str, list[str]]:
     listing = Listing()
-    cli._start_graph(listing, graph.complete(given), words.pop('sets', ()), **words)
+    LISTINGS.append(listing)
+    cli._start_graph(listing, given, words.pop('sets', ()), **words)
     return listing.commands
 
 
 def told(command: list[str]) -> dict[str, Any]:
-    """Read the parameters off a command line, as rcl would: the value is YAML."""
-    pairs = [command[index + 1].partition(':=') for index, word in enumerate(command)
-             if word == '-p']
-    return {name: yaml.safe_load(value) for name, _, value in pairs}
+    """Read the parameters from the node's own file, the last one on its command line."""
+    assert '-p' not in command, 'a section of a file might win over it'
+    file = command[len(command) - command[::-1].index('--params-file')]
+    sections = yaml.safe_load(Path(file).read_text(encoding='utf-8'))
+    found = [section['ros__parameters'] for section in sections.values()]
+    assert all(values == found[0] for values in found)
+    return dict(found[0])
 
 
 def name_and_namespace(command: list[str]) -> tuple[str, str]:
@@ -173,9 +196,7 @@ def test_command_line_starts_what_the_graph_says(given: dict[str, str]) -> None:
     listed = commands(given)
     assert list(listed) == list(started(given))
     for name, parameters in started(given).items():
-        # What is empty is the default, and has no form on a command line.
-        assert told(listed[name]) == {
-            key: value for key, value in parameters.items() if value != ''}
+        assert told(listed[name]) == parameters
         space = f'/{values["namespace"]}' if values['namespace'] else ''
         assert name_and_namespace(listed[name]) == (name, space)
         assert listed[name][listed[name].index('--log-level') + 1] == values['log_level']
@@ -192,9 +213,86 @@ def test_one_parameter_of_one_node_can_be_set() -> None:
     listed = commands({}, sets=['fusion_node.stale=0.7'])
     assert told(listed['fusion_node'])['stale'] == 0.7
     assert 'stale' not in told(listed['planner_node'])
-    for wrong in ('fusion_node.stale', 'stale=0.7', 'ghost_node.stale=0.7'):
-        with pytest.raises(graph.GraphError, match=wrong.partition('=')[0]):
-            commands({}, sets=[wrong])
+
+
+@pytest.mark.parametrize(('wrong', 'words'), [
+    ('fusion_node.stale', 'node.parameter=value'), ('stale=0.7', 'node.parameter=value'),
+    ('ghost_node.stale=0.7', 'there is no ghost_node'),
+    ('fusion_node.stael=0.7', 'there is no stael; there are .*stale'),
+    ('fusion_node.stale=soon', "'soon' is not a float"), ('fusion_node.stale=nan', 'not a finite'),
+    ('fusion_node.stale=99', 'not in'), ('ultrasound_node.loop=1', "'1' is not a bool"),
+    ('patient_node.seed=1.5', 'not a int'), ('fusion_node.use_sim_time=maybe', 'not a bool'),
+    ('ultrasound_node.source=radar', 'simulated, dicom, sequence')])
+def test_what_cannot_be_set_is_refused_before_anything_starts(wrong: str, words: str) -> None:
+    with pytest.raises(graph.GraphError, match=words) as refusal:
+        commands({}, sets=[wrong])
+    assert wrong in str(refusal.value)
+
+
+@pytest.mark.parametrize(('pair', 'value'), [
+    ('ultrasound_node.file=2012', '2012'), ('ultrasound_node.file=no', 'no'),
+    ('ultrasound_node.file=', ''), ('ultrasound_node.file=a "b": {c} \\ # é=1.mha',
+                                    'a "b": {c} \\ # é=1.mha'),
+    ('ultrasound_node.loop=False', False), ('ultrasound_node.rate=20', 20.0),
+    ('ultrasound_node.seed=3', 3), ('ultrasound_node.use_sim_time=true', True)])
+def test_a_value_keeps_the_type_of_its_parameter(pair: str, value: Any) -> None:
+    found = told(commands({}, sets=[pair])['ultrasound_node'])
+    assert found == {pair.partition('=')[0].partition('.')[2]: value}
+    assert type(*found.values()) is type(value)
+
+
+def test_a_missing_file_of_parameters_is_refused() -> None:
+    with pytest.raises(graph.GraphError, match=r'there is no file gone\.yaml'):
+        commands({'params_file': 'gone.yaml'})
+
+
+@pytest.mark.parametrize('namespace', ['', 'lab', '/lab/room/'])
+@pytest.mark.parametrize('sections', [
+    ['{name}'], ['/**'], ['/**/{name}'], ['{space}/{name}'],
+    ['/**', '/**/{name}'], ['/**/{name}', '/**'], ['{space}/{name}', '/**', '/**/{name}']])
+def test_what_is_set_wins_over_any_section_of_a_file(
+        tmp_path: Path, namespace: str, sections: list[str]) -> None:
+    """Read by ROS itself; what is not set is taken from the file."""
+    import rclpy
+    space = f'/{namespace.strip("/")}' if namespace else ''
+    file = tmp_path / 'params.yaml'
+    file.write_text(''.join(
+        f'{section.format(space=space, name="overlay_node")}:\n'
+        '  ros__parameters: {rate: 9.0, sigmas: 3.0}\n' for section in sections))
+    given = {'params_file': str(file), **({'namespace': namespace} if namespace else {})}
+    command = commands(given, sets=['overlay_node.rate=7'])['overlay_node']
+    rclpy.init(args=command[command.index('--ros-args'):])
+    node = rclpy.create_node('overlay_node')
+    try:
+        heard = bool(space == '' or sections != ['{name}'])
+        assert node.get_fully_qualified_name() == f'{space}/overlay_node'
+        assert node.declare_parameter('rate', 5.0).value == 7.0
+        assert node.declare_parameter('sigmas', 2.0).value == (3.0 if heard else 2.0)
+    finally:
+        node.destroy_node()
+        rclpy.try_shutdown()
+
+
+@pytest.mark.parametrize('value', ['2012', 'no', '', 'a "b": {c} \\ # é=1.mha', '[1, 2]', "o'k"])
+def test_text_arrives_as_text(value: str) -> None:
+    """Both ways: in a file beside the user's, and on the command line."""
+    import rclpy
+    command = commands({}, sets=[f'ultrasound_node.file={value}'])['ultrasound_node']
+    for words in (command[command.index('--ros-args'):],
+                  ros_arguments('ultrasound_node', {'file': value})):
+        rclpy.init(args=words)
+        node = rclpy.create_node('ultrasound_node')
+        assert node.declare_parameter('file', 'default').value == value
+        node.destroy_node()
+        rclpy.try_shutdown()
+
+
+def test_files_of_parameters_go_with_the_supervisor() -> None:
+    listing = Listing()
+    cli._start_graph(listing, {}, ())
+    assert listing.folder.is_dir()
+    listing.stop()
+    assert not listing.folder.exists()
 
 
 # From here on with ROS's launch. A folder named launch, such as ours, is not it.
@@ -267,22 +365,19 @@ def test_launch_file_starts_what_the_command_line_starts(given: dict[str, str]) 
         assert words[words.index('--log-level') + 1] == (
             listed[name][listed[name].index('--log-level') + 1])
         real = parameters_launched(action, context)
-        assert {key: value for key, value in real.items() if value != ''} == told(listed[name])
-        assert {key: value for key, value in real.items() if value == ''} == {
-            key: value for key, value in started(given)[name].items() if value == ''}
+        assert real == told(listed[name])
 
 
 @needs_launch
-def test_file_of_parameters_is_read_before_the_options_in_both(tmp_path: Path) -> None:
+def test_options_given_come_after_the_file_and_others_do_not(tmp_path: Path) -> None:
     """What comes last wins; see docs/interfaces.md."""
     file = tmp_path / 'params.yaml'
     file.write_text('/**:\n  ros__parameters:\n    seed: 5\n')
-    given = {'params_file': str(file)}
-    action, _ = launched(given)['patient_node']
+    action, context = launched({'params_file': str(file), 'seed': '1'})['patient_node']
     kinds = [type(part).__name__ for part in action._Node__parameters]
     assert kinds == ['ParameterFile', 'dict']
-    command = commands(given)['patient_node']
-    assert command.index('--params-file') < command.index('-p')
+    assert parameters_launched(action, context) == {'seed': 1}
+    assert parameters_launched(*launched({'params_file': str(file)})['patient_node']) == {}
 
 
 @needs_launch

@@ -35,6 +35,21 @@ def test_bad_values_are_refused_in_words(name: str, value: object, words: str) -
     assert name in str(caught.value)
 
 
+@pytest.mark.parametrize(('name', 'text', 'taken'), [
+    ('gain', '1', 1.0), ('gain', '5e-1', 0.5), ('count', '9', 9), ('mode', 'b', 'b'),
+    ('loop', 'false', False), ('loop', 'True', True)])
+def test_what_is_typed_becomes_a_value_of_the_type(name: str, text: str, taken: object) -> None:
+    assert ROWS[name].parse(text) == taken
+    assert type(ROWS[name].parse(text)) is type(taken)
+
+
+@pytest.mark.parametrize(('name', 'text'), [
+    ('gain', ''), ('gain', 'nan'), ('gain', '3'), ('count', '2.5'), ('loop', '1'), ('mode', '')])
+def test_what_is_typed_wrongly_is_refused(name: str, text: str) -> None:
+    with pytest.raises(ParameterError, match=name):
+        ROWS[name].parse(text)
+
+
 def test_a_number_without_bounds_cannot_be_declared() -> None:
     with pytest.raises(TypeError, match='low and high'):
         parameter(1.0, meaning='unbounded')

@@ -10,7 +10,7 @@ to the amplitudes (the edge response of a Gaussian blur; Steger, PAMI 1998).
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from itertools import product
 
 import cv2
@@ -20,12 +20,19 @@ from numpy.typing import NDArray
 from hybrid_guidance.detection.ridge import maximum_subarrays
 from hybrid_guidance.geometry.types import Array, Image, Pixels
 
+CERTAIN = 0.9
+"""Probability from which a needle ends the search for a better one."""
+
 _HALF_WIDTH = 30
 _NARROW = 14
 _LAGS = 16
 _OPEN = 6.0
 _ROWS = 128
 _COLUMNS = np.arange(-_NARROW, _NARROW + 1.0)
+_SETTLED = 3e-3
+_SCAN_EDGES = np.repeat(np.arange(-10.0, 10.5, 1.0), 3)
+_SCAN_BLURS = np.tile([1.0, 2.0, 3.5], 21)
+_ROOT_TWO_PI = float(np.sqrt(2.0 * np.pi))
 _FAN_STEP = np.deg2rad(3.0)
 _FAN_RADII = np.arange(7.0, 31.0)
 
@@ -87,7 +94,8 @@ class Shaft:
         taper: ratio of the widths of the two halves, at least 1.
         continuation: (2,) amplitude of the best path that leads on beyond each end, relative.
         open_end: (2,) whether the shaft leaves the image at that end.
-        bulk: (2,) integrated profile just beyond each end relative to the shaft's: the hub.
+        bulk: (2,) integrated profile just beyond each end relative to the shaft's: the hub;
+            zero where the model knows none.
         sides: (2,) grey level on the negative and positive side of the shaft, close by.
         far_sides: (2,) the same, farther away.
     """
@@ -165,33 +173,47 @@ class Shaft:
 
 @dataclass(frozen=True)
 class _Template:
-    """Profile and its derivative on columns x, free of constant and linear background."""
+    """Profile and its derivative on columns x, free of constant and linear background.
+
+    Attributes:
+        width: px, σ.
+        half: px, columns on either side of the middle.
+        profile: (2 half + 1,) the profile.
+        derivative: (2 half + 1,) its derivative.
+        filters: (2 half + 1, 2) float32, what gives a row's amplitude, and offset × amplitude.
+    """
 
     width: float
     half: int
     profile: Array
     derivative: Array
-
-    @classmethod
-    def gaussian(cls, width: float, limit: int) -> '_Template':
-        half = min(limit, int(np.ceil(3.0 * width + 2.5)))
-        x = np.arange(-half, half + 1.0)
-        bell = np.exp(-0.5 * (x / width) ** 2)
-        slope = x / width**2 * bell
-        return cls(width, half, bell - bell.mean(), slope - x * float(slope @ x) / float(x @ x))
+    filters: Image
 
     def amplitude(self, strip: Image) -> Array:
         """Return the (..., S) amplitude of each row of (..., S, W) pixels."""
-        middle = strip.shape[-1] // 2
-        rows = strip[..., middle - self.half:middle + self.half + 1]
-        return np.asarray(rows @ self.profile / float(self.profile @ self.profile), dtype=float)
+        return np.asarray(self._middle(strip) @ self.filters[:, 0], dtype=float)
 
     def offset(self, strip: Image) -> Array:
         """Return the (..., S) lateral offset of each row times its amplitude."""
+        return np.asarray(self._middle(strip) @ self.filters[:, 1], dtype=float)
+
+    def _middle(self, strip: Image) -> Image:
         middle = strip.shape[-1] // 2
-        rows = strip[..., middle - self.half:middle + self.half + 1]
-        scale = float(self.derivative @ self.derivative)
-        return np.asarray(rows @ self.derivative / scale, dtype=float)
+        return strip[..., middle - self.half:middle + self.half + 1]
+
+
+@lru_cache(maxsize=256)
+def _gaussian_template(width: float, limit: int = _NARROW) -> _Template:
+    half = min(limit, int(np.ceil(3.0 * width + 2.5)))
+    x = np.arange(-half, half + 1.0)
+    bell = np.exp(-0.5 * (x / width) ** 2)
+    profile = bell - bell.mean()
+    slope = x / width**2 * bell
+    derivative = slope - x * float(slope @ x) / float(x @ x)
+    filters = np.column_stack([profile / float(profile @ profile),
+                               derivative / float(derivative @ derivative)])
+    return _Template(width, half, profile, derivative,
+                     np.asfortranarray(filters, dtype=np.float32))
 
 
 @dataclass(frozen=True)
@@ -262,16 +284,18 @@ def _align(image: Image, ends: Array, model: ShaftModel) -> tuple[Array, Array]:
     """
     # The wide profile pulls in from three pixels away, the narrow one sees less clutter.
     for width in (2.6, 1.8):
-        template = _Template.gaussian(max(width, model.widths[0]), _NARROW)
+        template = _gaussian_template(max(width, model.widths[0]))
         axis = ends[:, 1] - ends[:, 0]
         length = np.linalg.norm(axis, axis=1)[:, None]
         axis = axis / length
         normal = np.column_stack([-axis[:, 1], axis[:, 0]])
         s = np.linspace(-0.5, 0.5, _ROWS) * (1.3 * length + 30.0)
-        centre = ends.mean(axis=1)[:, None] + s[..., None] * axis[:, None]
-        grid = centre[:, :, None] + _COLUMNS[:, None] * normal[:, None, None]
-        pixels = _look_up(image, grid.reshape(-1, _COLUMNS.size, 2), model)
-        fit = _fit_lines(pixels.reshape(*centre.shape[:2], -1), s, template)
+        steps = (s[:, 1] - s[:, 0])[:, None] * axis
+        starts = ends.mean(axis=1) + s[:, :1] * axis
+        strips = [_resample(image, *start, (_ROWS, _NARROW))
+                  for start in zip(starts, steps, normal, strict=True)]
+        pixels = model.grey(np.concatenate(strips)).reshape(len(strips), _ROWS, -1)
+        fit = _fit_lines(pixels, s, template)
         ends = (ends.mean(axis=1)[:, None] + fit.span[..., None] * axis[:, None]
                 + fit.offset[..., None] * normal[:, None])
     long_enough = np.ptp(fit.span, axis=1) >= 0.6 * model.minimum_length
@@ -323,14 +347,38 @@ def _weighted_line(s: Array, offset: Array, weight: Array) -> tuple[Array, Array
     return (mean_offset - slope * mean_s)[:, None], slope[:, None]
 
 
-def _look_up(image: Image, grid: Array, model: ShaftModel) -> Image:
-    """Return the grey levels at (M, N, 2) pixels."""
-    return model.grey(cv2.remap(image, grid.astype(np.float32), None, cv2.INTER_LINEAR,
-                                borderMode=cv2.BORDER_REPLICATE))
+def _resample(image: Image, start: Pixels, step: Array, normal: Array, size: tuple[int, int]
+              ) -> Image:
+    """Return pixels of rows that begin at a point and go on in even steps.
+
+    Args:
+        image: (H, W).
+        start: (2,) px, middle of the first row.
+        step: (2,) px from row to row.
+        normal: (2,) unit vector along the rows.
+        size: number of rows S, and half number of columns.
+
+    Returns:
+        (S, 2 half + 1), interpolated linearly, of the image's type.
+    """
+    rows, half = size
+    corner = start - half * normal
+    matrix = np.array([[normal[0], step[0], corner[0]], [normal[1], step[1], corner[1]]])
+    return np.asarray(cv2.warpAffine(
+        image, matrix, (2 * half + 1, rows), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+        borderMode=cv2.BORDER_REPLICATE))
 
 
 def _median(values: Array) -> float:
     return float(np.partition(values, values.size // 2)[values.size // 2])
+
+
+def _lower_quartile(values: Array) -> float:
+    """Return the 25th percentile, interpolated."""
+    rank = 0.25 * (values.size - 1)
+    below = int(rank)
+    ordered = np.sort(values)[below:below + 2].tolist()
+    return float(ordered[0] + (rank - below) * (ordered[-1] - ordered[0]))
 
 
 class _Strip:
@@ -344,7 +392,7 @@ class _Strip:
         self.run = slice(0, s.size)
         self.line_covariance = np.eye(2)
         self.pixels: Image = np.zeros((0, 0), np.float32)
-        self.template = _Template.gaussian(max(1.8, model.widths[0]), _NARROW)
+        self.template = _gaussian_template(max(1.8, model.widths[0]))
         self.sagitta = self.level = self.trail = 0.0
 
     @classmethod
@@ -361,7 +409,7 @@ class _Strip:
         self.sample(_NARROW)
         if not self.find_run() or self.run_length < 0.6 * self.model.minimum_length:
             return None
-        self.template = _Template.gaussian(_best_width(self), _NARROW)
+        self.template = _gaussian_template(_best_width(self))
         self.fit_line()
         self._span_run()
         self.sample(_HALF_WIDTH)
@@ -393,7 +441,7 @@ class _Strip:
         if not self.model.compression:
             return
         self.pixels = np.exp((self.pixels - 255.0) * np.float32(1.0 / self.model.compression))
-        self.template = _Template.gaussian(_best_width(self), _NARROW)
+        self.template = _gaussian_template(_best_width(self))
         amplitude = self.template.amplitude(self.pixels)
         self.level = max(_median(amplitude[self.run]), 1e-9)
         # What lies beyond a gap and is not as bright as the shaft does not belong to it.
@@ -428,9 +476,9 @@ class _Strip:
     def sample(self, half_width: int) -> None:
         """Resample the image, keeping only rows whose centre is inside it and its mask."""
         self._trim()
-        x = np.arange(-half_width, half_width + 1.0)
-        grid = (self.origin + self.s[:, None, None] * self.direction + x[:, None] * self.normal)
-        self.pixels = _look_up(self.image, grid, self.model)
+        self.pixels = self.model.grey(_resample(
+            self.image, self.origin + self.s[0] * self.direction, self.direction, self.normal,
+            (self.s.size, half_width)))
 
     def _trim(self) -> None:
         kept = np.flatnonzero(self._inside(self.origin + self.s[:, None] * self.direction))
@@ -471,10 +519,11 @@ class _Strip:
         """Take a hub, much thicker than the shaft, off either end of the run."""
         pixels = self.pixels[self.run]
         bulk = cv2.blur(_row_bulk(pixels), (1, 9)).ravel()
-        typical = max(float(np.percentile(bulk, 20)), 2.5 * self.template.width * self.level)
+        usual = float(np.partition(bulk, bulk.size // 5)[bulk.size // 5])
+        typical = max(usual, 2.5 * self.template.width * self.level)
         low, high = self.model.widths
         widths = _block_widths(pixels, max(self.run_length // 8, 1), (low, 2.0 * high))
-        wide = np.repeat(widths > 1.5 * np.percentile(widths, 25), 8)
+        wide = np.repeat(widths > 1.5 * _lower_quartile(widths), 8)
         wide = np.pad(wide, (0, self.run_length), mode='edge')[:self.run_length]
         # Bone that the shaft crosses adds to the bulk, but leaves the shaft its width.
         thick = (bulk > 2.0 * typical) & wide
@@ -501,8 +550,8 @@ class _Strip:
         floor = (_pixel_noise(self.pixels, template.half) / self.level) ** 2 / float(
             template.derivative @ template.derivative)
         self.line_covariance, self.sagitta = _line_covariance(fit, floor), _sagitta(fit)
-        centre = self.origin + middle * self.direction + fit.beta[0] * self.normal
-        direction = self.direction + fit.beta[1] * self.normal
+        centre = self.origin + middle * self.direction + fit.intercept * self.normal
+        direction = self.direction + fit.slope * self.normal
         self.s = self.s - middle
         self.direction = direction / np.linalg.norm(direction)
         self.origin = centre
@@ -510,75 +559,84 @@ class _Strip:
 
 @dataclass(frozen=True)
 class _Fit:
-    design: Array
+    """A line ``intercept + slope s``: (N,) s, weights and residuals, and the moments of s."""
+
+    s: Array
     weight: Array
     residual: Array
-    beta: Array
+    intercept: float
+    slope: float
+    moments: Array
 
 
 def _robust_line(s: Array, offset: Array) -> _Fit:
-    """Fit offset = β₀ + β₁ s with Tukey's weights."""
-    design = np.column_stack([np.ones_like(s), s])
+    """Fit offset = intercept + slope s with Tukey's weights."""
     weight = np.ones_like(s)
-    beta = np.array([_median(offset), 0.0])
+    powers = np.vstack([weight, s, s * s])
+    intercept, slope = _median(offset), 0.0
+    moments = np.zeros((2, 2))
     for _ in range(4):
-        residual = offset - design @ beta
-        scale = max(1.4826 * _median(np.abs(residual)), 0.15)
-        weight = np.square(np.clip(1.0 - (residual / (4.685 * scale)) ** 2, 1e-3, None))
-        weighted = design * weight[:, None]
-        beta = np.linalg.solve(weighted.T @ design, weighted.T @ offset)
-    return _Fit(design, weight, offset - design @ beta, beta)
+        residual = offset - intercept - slope * s
+        scale = 4.685 * max(1.4826 * _median(np.abs(residual)), 0.15)
+        weight = np.square(np.maximum(1.0 - np.square(residual / scale), 1e-3))
+        total, first, second = (powers @ weight).tolist()
+        target, turned = (powers[:2] @ (weight * offset)).tolist()
+        moments = np.array([[total, first], [first, second]])
+        determinant = total * second - first * first
+        intercept = (second * target - first * turned) / determinant
+        slope = (total * turned - first * target) / determinant
+    return _Fit(s, weight, offset - intercept - slope * s, intercept, slope, moments)
 
 
 def _line_covariance(fit: _Fit, floor: float) -> Array:
     """Sandwich covariance of the line, residuals correlated along the shaft."""
-    weighted = fit.design * fit.weight[:, None]
-    bread = np.linalg.inv(weighted.T @ fit.design)
-    freedom = max(fit.weight.sum() - 2.0, 1.0) / fit.weight.sum()
-    variance = float(np.average(fit.residual**2, weights=fit.weight)) / freedom
+    weighted = np.vstack([fit.weight, fit.weight * fit.s])
+    bread = np.linalg.inv(fit.moments)
+    total = float(fit.weight.sum())
+    freedom = max(total - 2.0, 1.0) / total
+    variance = float(np.square(fit.residual) @ fit.weight) / total / freedom
     correlation = _autocorrelation(fit.residual * np.sqrt(fit.weight))
-    meat = weighted.T @ _correlate(weighted, correlation)
+    meat = weighted @ np.column_stack([_correlate(row, correlation) for row in weighted])
     return np.asarray(bread @ meat @ bread * max(variance, floor) + np.diag([1e-6, 1e-10]))
 
 
 def _autocorrelation(residual: Array) -> Array:
     """Return (K,) autocorrelation from lag 0, tapered (Bartlett) so that it stays positive."""
-    centred = residual - residual.mean()
+    centred = residual - residual.sum() / residual.size
     lags = int(min(_LAGS, max(centred.size // 5, 1)))
-    power = float(centred @ centred) + 1e-12
-    raw = np.array([float(centred[k:] @ centred[:centred.size - k]) for k in range(lags)]) / power
+    raw = np.correlate(np.concatenate([centred, np.zeros(lags - 1)]), centred, 'valid')
     # A fitted line takes correlation away from a short series; the taper does so from all.
-    return np.maximum(raw, 0.0) * (1.0 - np.arange(lags) / (lags + 1.0)) ** 0.5
+    return np.maximum(raw, 0.0) / (float(raw[0]) + 1e-12) * np.sqrt(
+        1.0 - np.arange(lags) / (lags + 1.0))
 
 
-def _correlate(columns: Array, correlation: Array) -> Array:
-    """Apply the banded Toeplitz matrix of an autocorrelation to the columns of (N, M)."""
-    result = columns.copy()
-    for lag in range(1, correlation.size):
-        result[lag:] += correlation[lag] * columns[:-lag]
-        result[:-lag] += correlation[lag] * columns[lag:]
-    return result
+def _correlate(values: Array, correlation: Array) -> Array:
+    """Apply the banded Toeplitz matrix of an autocorrelation to (N,) values."""
+    lags = correlation.size - 1
+    kernel = np.concatenate([correlation[:0:-1], correlation])
+    return np.convolve(values, kernel)[lags:lags + values.size]
 
 
 def _sagitta(fit: _Fit) -> float:
     """Return the bow of the residuals in px, less twice its own deviation."""
-    s = fit.design[:, 1]
-    half = max(float(np.ptp(s)) / 2.0, 1.0)
-    bow = (s / half) ** 2
-    bow = bow - np.average(bow, weights=fit.weight)
-    power = float((fit.weight * bow) @ bow)
-    rise = float((fit.weight * bow) @ fit.residual) / power
+    half = max(float(fit.s[-1] - fit.s[0]) / 2.0, 1.0)
+    total = float(fit.weight.sum())
+    bow = np.square(fit.s / half)
+    bow -= float(fit.weight @ bow) / total
+    weighted = fit.weight * bow
+    power = float(weighted @ bow)
+    rise = float(weighted @ fit.residual) / power
     inflation = 1.0 + 2.0 * float(_autocorrelation(fit.residual)[1:].sum())
-    deviation = float(np.sqrt(np.average(fit.residual**2, weights=fit.weight)
-                              * inflation / power))
-    return max(abs(rise) - 2.0 * deviation, 0.0)
+    variance = float(np.square(fit.residual) @ fit.weight) / total
+    return max(abs(rise) - 2.0 * float(np.sqrt(variance * inflation / power)), 0.0)
 
 
 def _pixel_noise(pixels: Image, half: int) -> float:
     """Deviation of the image noise beside the shaft, from differences between columns."""
     flank = np.concatenate([pixels[:, :-2 * half - 1], pixels[:, 2 * half + 1:]], axis=1)
     flank = flank if flank.shape[1] > 3 else pixels
-    return 1.4826 / 2**0.5 * _median(np.abs(np.diff(flank, axis=1)).ravel())
+    steps = flank[:, 1:] - flank[:, :-1]
+    return 1.4826 / 2**0.5 * _median(np.abs(steps, out=steps).ravel())
 
 
 def _fit_tail(profile: Array) -> tuple[float, float]:
@@ -610,22 +668,27 @@ def _best_width(strip: _Strip) -> float:
     """Return the σ whose profile explains most of the shaft, were part of it hub or crossed."""
     count = max(min(8, strip.run_length // 12), 1)
     widths = _block_widths(strip.pixels[strip.run], count, strip.model.widths)
-    return float(np.percentile(widths, 25))
+    return _lower_quartile(widths)
 
 
 def _block_widths(pixels: Image, count: int, limits: tuple[float, float]) -> Array:
     """Return the (count,) σ of the profile that explains most of each block of rows."""
-    half = pixels.shape[1] // 2
     edges = np.linspace(0, len(pixels), count + 1).astype(int)
-    total = np.vstack([np.zeros(pixels.shape[1]), np.cumsum(pixels, axis=0, dtype=float)])
-    blocks = np.diff(total[edges], axis=0) / np.maximum(np.diff(edges), 1)[:, None]
+    blocks = np.add.reduceat(pixels, edges[:-1], axis=0)
+    candidates, profiles = _profile_bank(limits, pixels.shape[1] // 2)
+    return np.asarray(candidates[np.argmax(blocks @ profiles, axis=1)])
+
+
+@cache
+def _profile_bank(limits: tuple[float, float], half: int) -> tuple[Array, Image]:
+    """Return (11,) widths and (2 half + 1, 11) float32 profiles of unit norm."""
     candidates = np.geomspace(*limits, 11)
-    gains = []
-    for width in candidates:
-        template = _Template.gaussian(float(width), min(half, _NARROW))
-        middle = blocks[:, half - template.half:half + template.half + 1]
-        gains.append(middle @ template.profile / float(np.linalg.norm(template.profile)))
-    return np.asarray(candidates[np.argmax(gains, axis=0)])
+    profiles = np.zeros((2 * half + 1, candidates.size), np.float32)
+    for k, width in enumerate(candidates):
+        template = _gaussian_template(float(width), min(half, _NARROW))
+        profiles[half - template.half:half + template.half + 1, k] = (
+            template.profile / np.linalg.norm(template.profile))
+    return candidates, profiles
 
 
 def _describe(strip: _Strip, response: Array) -> Shaft:
@@ -648,9 +711,9 @@ def _describe(strip: _Strip, response: Array) -> Shaft:
         level, template.width,
         _significance(profile, template, level), _coverage(inner, level),
         _unevenness(inner, level), asymmetry, strip.sagitta, _taper(strip.pixels[rows]),
-        np.array([_continuation(strip, edges, level, end) for end in (0, 1)]),
-        np.array([strip.is_open(end) for end in (0, 1)]),
-        np.array([_bulk(strip, edges, end) for end in (0, 1)]), sides, far_sides)
+        _continuations(strip, edges, level), np.array([strip.is_open(end) for end in (0, 1)]),
+        np.array([_bulk(strip, edges, end) if strip.model.hub else 0.0 for end in (0, 1)]),
+        sides, far_sides)
 
 
 def fit_edge(s: Array, response: Array, guess: float) -> tuple[float, float]:
@@ -669,25 +732,28 @@ def fit_edge(s: Array, response: Array, guess: float) -> tuple[float, float]:
     edge, blur = _scan_edge(s, response, guess)
     for _ in range(4):
         design, residual = _linearised_edge(s, response, edge, blur)
-        change = _least_squares(design, residual)
-        edge += float(np.clip(change[0], -2.0, 2.0))
-        blur = float(np.clip(blur + np.clip(change[1], -0.5, 0.5), 0.7, 5.0))
+        change = _least_squares(design, residual).tolist()
+        edge += min(max(change[0], -2.0), 2.0)
+        blur = min(max(blur + min(max(change[1], -0.5), 0.5), 0.7), 5.0)
+        if abs(change[0]) < _SETTLED:
+            break
     design, residual = _linearised_edge(s, response, edge, blur)
-    bread = np.linalg.pinv(design.T @ design)
-    meat = design.T @ _correlate(design, _autocorrelation(residual))
-    variance = float(residual @ residual) / max(s.size - design.shape[1], 1)
-    return edge, float((bread @ meat @ bread)[0, 0]) * variance
+    # How each response moves the edge.
+    influence = np.linalg.pinv(design @ design.T)[0] @ design
+    spread = float(influence @ _correlate(influence, _autocorrelation(residual)))
+    variance = float(residual @ residual) / max(s.size - len(design), 1)
+    return edge, spread * variance
 
 
 def _scan_edge(s: Array, response: Array, guess: float) -> tuple[float, float]:
     """Return edge and blur on a coarse grid: the shape that explains most of the response."""
-    edges, blurs = guess + np.arange(-10.0, 10.5, 1.0), np.array([1.0, 2.0, 3.5])
-    z = (edges[:, None, None] - s) / blurs[:, None]
-    shapes = _normal(z).reshape(-1, s.size)
-    shapes = shapes - shapes.mean(axis=1, keepdims=True)
+    z = ((guess - s) + _SCAN_EDGES[:, None]) / _SCAN_BLURS[:, None]
+    shapes = _normal(z)
+    total = shapes.sum(axis=1)
     projection = np.maximum(shapes @ (response - response.mean()), 0.0)
-    best = int(np.argmax(projection**2 / (np.sum(shapes**2, axis=1) + 1e-9)))
-    return float(edges[best // blurs.size]), float(blurs[best % blurs.size])
+    power = np.einsum('ks,ks->k', shapes, shapes) - total * total / s.size
+    best = int(np.argmax(projection * projection / (power + 1e-9)))
+    return guess + float(_SCAN_EDGES[best]), float(_SCAN_BLURS[best])
 
 
 def _normal(z: Array) -> Array:
@@ -696,21 +762,26 @@ def _normal(z: Array) -> Array:
 
 
 def _least_squares(design: Array, values: Array) -> Array:
-    normal = design.T @ design
-    normal[np.diag_indices_from(normal)] += 1e-9 * np.trace(normal) + 1e-12
-    return np.asarray(np.linalg.solve(normal, design.T @ values))
+    """Return the (M,) coefficients of an (M, N) design that fit (N,) values best."""
+    normal = design @ design.T
+    diagonal = normal.reshape(-1)[::len(normal) + 1]
+    diagonal += 1e-9 * diagonal.sum() + 1e-12
+    return np.asarray(np.linalg.solve(normal, design @ values))
 
 
 def _linearised_edge(s: Array, response: Array, edge: float, blur: float
                      ) -> tuple[Array, Array]:
-    """Return the (N, 4) derivative by edge, blur, high and low, and the (N,) residual."""
+    """Return the (4, N) derivative by edge, blur, high and low, and the (N,) residual."""
     z = (edge - s) / blur
-    step = _normal(z)
-    levels = np.column_stack([step, 1.0 - step])
-    high, low = _least_squares(levels, response)
-    slope = (high - low) * np.exp(-0.5 * z**2) / (blur * np.sqrt(2.0 * np.pi))
-    design = np.column_stack([slope, -slope * z, levels])
-    return design, response - levels @ np.array([high, low])
+    design = np.empty((4, s.size))
+    slope, stretch, step, rest = design
+    step[:] = _normal(z)
+    np.subtract(1.0, step, out=rest)
+    high, low = _least_squares(design[2:], response)
+    np.exp(-0.5 * z * z, out=slope)
+    slope *= (high - low) / (blur * _ROOT_TWO_PI)
+    np.multiply(slope, -z, out=stretch)
+    return design, response - high * step - low * rest
 
 
 def _significance(profile: Array, template: _Template, level: float) -> float:
@@ -767,38 +838,67 @@ def _taper(rows: Image) -> float:
     return max(moments) / min(moments)
 
 
-def _continuation(strip: _Strip, edges: Array, level: float, end: int) -> float:
-    """Return the mean amplitude, relative to the shaft, of the best path beyond an end.
+def _continuations(strip: _Strip, edges: Array, level: float) -> Array:
+    """Return the (2,) mean amplitude, relative to the shaft, of the best path beyond each end.
 
     Arcs around the end, 7 to 30 px away, to either side as far as the model's ``turn``: a
     curved catheter that turns away is followed, too.
     """
-    if (strip.s[-1] - edges[1] if end else edges[0] - strip.s[0]) < _OPEN:
-        return 0.0
-    sign = 1.0 if end else -1.0
-    centre = strip.origin + edges[end] * strip.direction
-    turn = strip.model.turn
-    fan = np.arange(-turn, turn + 1e-6, _FAN_STEP)
-    rays = np.cos(fan)[:, None] * sign * strip.direction + np.sin(fan)[:, None] * strip.normal
-    grid = centre + _FAN_RADII[:, None, None] * rays
-    arcs = _look_up(strip.image, grid, strip.model).reshape(-1, 3, fan.size).mean(axis=1)
-    best = np.where(np.abs(fan) < 0.7, 0.0, -9.0).astype(np.float32)
-    for radius, arc in zip(_FAN_RADII[1::3], arcs, strict=True):
-        response = _arc_response(arc, float(radius), strip.template.width) / level
-        reach = 2 * int(np.ceil(4.0 / (radius * _FAN_STEP))) + 1
-        best = cv2.dilate(best.reshape(1, -1), np.ones((1, reach), np.uint8)).ravel()
-        best = best + np.clip(response, -0.5, 1.5)
-    return float(best.max()) / len(arcs)
+    fan = _fan(strip.model.turn)
+    axes = np.vstack([strip.direction, strip.normal])
+    rays = np.vstack([fan.rays * (-1.0, 1.0), fan.rays]) @ axes
+    centres = np.repeat(strip.origin + edges[:, None] * strip.direction, len(fan.rays), axis=0)
+    grid = centres + _FAN_RADII[:, None, None] * rays
+    pixels = strip.model.grey(cv2.remap(
+        strip.image, grid.astype(np.float32), None, cv2.INTER_LINEAR,
+        borderMode=cv2.BORDER_REPLICATE))
+    arcs = pixels.reshape(-1, 3, 2, len(fan.rays)).mean(axis=1)
+    filters = _arc_filters(strip.model.turn, strip.template.width)
+    responses = np.clip(arcs @ filters / np.float32(level), -0.5, 1.5)
+    best = np.where(fan.ahead, np.float32(0.0), np.float32(-9.0))[None].repeat(2, axis=0)
+    for response, reach in zip(responses, fan.reaches, strict=True):
+        best = cv2.dilate(best, reach) + response
+    beyond = np.array([edges[0] - strip.s[0], strip.s[-1] - edges[1]])
+    return np.where(beyond < _OPEN, 0.0, best.max(axis=1) / len(arcs))
 
 
-def _arc_response(arc: Array, radius: float, width: float) -> Array:
-    """Return the amplitude of the profile at each angle of an arc."""
-    half = int(np.ceil((3.0 * width + 2.5) / (radius * _FAN_STEP)))
-    x = np.arange(-half, half + 1.0) * radius * _FAN_STEP
-    bell = np.exp(-0.5 * (x / width) ** 2)
-    profile = bell - bell.mean()
-    padded = np.pad(arc, half, mode='edge')
-    return np.asarray(np.correlate(padded, profile, 'valid') / float(profile @ profile))
+@dataclass(frozen=True)
+class _Fan:
+    """Directions in which a line may go on beyond an end.
+
+    Attributes:
+        rays: (F, 2) unit vectors in (direction, normal) of the shaft.
+        ahead: (F,) whether a path may begin there.
+        reaches: for each arc, the (1, N) kernel of how far aside it may lead on.
+    """
+
+    rays: Array
+    ahead: NDArray[np.bool_]
+    reaches: list[Image]
+
+
+@cache
+def _fan(turn: float) -> _Fan:
+    angles = np.arange(-turn, turn + 1e-6, _FAN_STEP)
+    reaches = [np.ones((1, 2 * int(np.ceil(4.0 / (radius * _FAN_STEP))) + 1), np.uint8)
+               for radius in _FAN_RADII[1::3]]
+    return _Fan(np.column_stack([np.cos(angles), np.sin(angles)]), np.abs(angles) < 0.7, reaches)
+
+
+@lru_cache(maxsize=64)
+def _arc_filters(turn: float, width: float) -> Image:
+    """Return (A, F, F) float32 that take the grey levels of an arc to the profile's amplitude."""
+    count = len(_fan(turn).rays)
+    filters = np.zeros((_FAN_RADII[1::3].size, count, count))
+    for matrix, radius in zip(filters, _FAN_RADII[1::3], strict=True):
+        half = int(np.ceil((3.0 * width + 2.5) / (radius * _FAN_STEP)))
+        x = np.arange(-half, half + 1.0) * radius * _FAN_STEP
+        bell = np.exp(-0.5 * (x / width) ** 2)
+        profile = (bell - bell.mean()) / float(np.sum((bell - bell.mean()) ** 2))
+        # Beyond the ends of the arc its outermost grey levels go on.
+        source = np.clip(np.arange(count)[:, None] + np.arange(-half, half + 1), 0, count - 1)
+        np.add.at(matrix, (source, np.arange(count)[:, None]), profile[None])
+    return filters.astype(np.float32)
 
 
 def _bulk(strip: _Strip, edges: Array, end: int) -> float:
@@ -818,11 +918,14 @@ def _bulk(strip: _Strip, edges: Array, end: int) -> float:
 
 def _row_bulk(pixels: Image, half: int = 10, far: int = 15) -> Image:
     """Return (S, 1) grey level integrated over ±half columns, above the level up to ±far."""
-    middle = pixels.shape[1] // 2
-    beside = 0.5 * (pixels[:, middle - far + 1:middle - half].mean(axis=1)
-                    + pixels[:, middle + half + 1:middle + far].mean(axis=1))
-    inner = pixels[:, middle - half:middle + half + 1]
-    return np.asarray((inner.sum(axis=1) - inner.shape[1] * beside).reshape(-1, 1))
+    return np.asarray(pixels @ _bulk_filter(pixels.shape[1], half, far))
+
+
+@cache
+def _bulk_filter(columns: int, half: int, far: int) -> Image:
+    x = np.abs(np.arange(columns) - columns // 2)[:, None]
+    beside = (x > half) & (x < far)
+    return np.where(x <= half, 1.0, -(2.0 * half + 1.0) / beside.sum() * beside).astype(np.float32)
 
 
 def gate(value: float, limit: float, softness: float) -> float:
@@ -836,6 +939,6 @@ def most_probable(needles: Iterable[PixelNeedle], minimum: float) -> PixelNeedle
     for needle in needles:
         if best is None or needle.probability > best.probability:
             best = needle
-        if best.probability > 0.9:
+        if best.probability >= CERTAIN:
             break
     return best if best is not None and best.probability >= minimum else None

@@ -15,18 +15,22 @@ from hybrid_guidance.detection.line import (
     most_probable,
 )
 from hybrid_guidance.detection.ridge import LineSearch
+from hybrid_guidance.detection.track import Track, geometry
 from hybrid_guidance.geometry.types import Array, Image, Pixels
 from hybrid_guidance.imaging.frame import Frame
 
 _ANGLE_SOFTNESS = np.deg2rad(0.5)
+_WINDOW = 21
+_FLICKER = 0.002
 
 
 class UltrasoundNeedleDetector:
     """Finds the needle in B-mode images (log-compressed, depth downwards).
 
     The tip is the deeper end. Bone is told by its shadow, fascia by its angle to the beam
-    (which fans out where the sector's sides do), both by their curvature. Keeps buffers: one
-    instance per thread.
+    (which fans out where the sector's sides do), both by their curvature. A needle once found
+    is measured where it was, and searched for only where it is not found there. Keeps buffers:
+    one instance per thread.
     """
 
     def __init__(self, *, minimum_length: float = 45.0,
@@ -55,27 +59,40 @@ class UltrasoundNeedleDetector:
         self._search = LineSearch(sigma=1.5, minimum_length=0.4 * minimum_length,
                                   maximum_segments=candidates, maximum_points=3000,
                                   angles=(angles[0], np.deg2rad(80.0)))
+        self._track = Track()
+        self._sector: Sector | None = None
 
     def __call__(self, frame: Frame) -> PixelNeedle | None:
         """Return the most probable needle of a frame of (H, W) uint8, or None."""
         pixels = frame.pixels
         small = cv2.resize(pixels, (pixels.shape[1] // 2, pixels.shape[0] // 2),
                            interpolation=cv2.INTER_AREA)
+        return self._track(geometry(frame),
+                           lambda segment: self._measure(pixels, small, [segment]),
+                           lambda: self._find(pixels, small))
+
+    def _find(self, pixels: Image, small: Image) -> PixelNeedle | None:
+        """Search the whole image; its sector is determined afresh."""
         mask = sector_mask(small)
-        filled = fill_outside(small, mask)
-        found = self._search(filled, cv2.erode(mask, np.ones((3, 3), np.uint8)))
-        segments = [2.0 * segment.ends + 0.5 for segment in found]
-        full_mask = cv2.resize(mask, pixels.shape[::-1], interpolation=cv2.INTER_NEAREST)
-        full = cv2.resize(filled, pixels.shape[::-1], interpolation=cv2.INTER_LINEAR)
-        cv2.copyTo(pixels.astype(np.float32), full_mask, full)
-        beams = Beams.of(mask, 2.0)
+        if self._sector is None or not self._sector.fits(mask, pixels.shape):
+            self._sector = Sector.of(mask, pixels.shape)
+        found = self._search(self._sector.fill(small), self._sector.inner)
+        return self._measure(pixels, small, [2.0 * segment.ends + 0.5 for segment in found])
+
+    def _measure(self, pixels: Image, small: Image, segments: list[Pixels]
+                 ) -> PixelNeedle | None:
+        """Return the most probable of the needles near (2, 2) px segments."""
+        sector = self._sector
+        if sector is None or not segments:
+            return None
+        beams, (low, high) = sector.beams, self._angles
 
         def oblique(ends: Array) -> NDArray[np.bool_]:
             narrow, wide = beams.angles(ends.mean(axis=1), ends[:, 1] - ends[:, 0])
-            low, high = self._angles
             return np.asarray((narrow > low - 0.05) & (wide < high + 0.05))
 
-        shafts = measure(full, segments, self._model, mask=full_mask, accept=oblique)
+        shafts = measure(sector.fill_full(pixels, small), segments, self._model,
+                         mask=sector.full_mask, accept=oblique)
         needles = (_needle(shaft, beams, self._angles) for shaft in shafts)
         return most_probable(needles, self._minimum_probability)
 
@@ -117,6 +134,61 @@ class Beams:
         narrow = np.asarray(np.arctan2(cross, np.abs(np.sum(axes * beam, axis=-1))))
         vertical = np.arctan2(np.abs(axes[..., 0]), np.abs(axes[..., 1]))
         return narrow, np.maximum(narrow, vertical)
+
+
+@dataclass(frozen=True)
+class Sector:
+    """The outline of an ultrasound image, and buffers for images that have it.
+
+    Outside, an image is set to the mean of the inside nearby: without that, the sector's edge
+    is the strongest edge of the image.
+
+    Attributes:
+        mask: (h, w) uint8, 1 inside; at half resolution.
+        inner: (h, w) uint8, the same without the outermost pixels.
+        full_mask: (H, W) uint8, 1 inside; at full resolution.
+        beams: which way sound travels, px of the full resolution.
+        share: (h, w) float32, one over the share of the window around that is inside.
+        filled: (h, w) float32, buffer.
+        full: (H, W) float32, buffer.
+    """
+
+    mask: Image
+    inner: Image
+    full_mask: Image
+    beams: Beams
+    share: Image
+    filled: Image
+    full: Image
+
+    @classmethod
+    def of(cls, mask: Image, shape: tuple[int, ...]) -> 'Sector':
+        """Prepare for images of (H, W) whose sector at half resolution is a (h, w) mask."""
+        share = 1.0 / np.maximum(cv2.blur(mask.astype(np.float32), (_WINDOW, _WINDOW)), 1e-3)
+        return cls(mask, cv2.erode(mask, np.ones((3, 3), np.uint8)),
+                   cv2.resize(mask, shape[::-1], interpolation=cv2.INTER_NEAREST),
+                   Beams.of(mask, 2.0), share, np.zeros(mask.shape, np.float32),
+                   np.zeros(shape, np.float32))
+
+    def fits(self, mask: Image, shape: tuple[int, ...]) -> bool:
+        """Tell whether a (h, w) mask of a (H, W) image is this one, but for a few dark pixels."""
+        return (self.mask.shape == mask.shape and self.full.shape == shape
+                and cv2.norm(self.mask, mask, cv2.NORM_L1) < _FLICKER * mask.size)
+
+    def fill(self, small: Image) -> Image:
+        """Return ``filled`` with (h, w) uint8 inside, and the mean of the inside nearby."""
+        inside = cv2.copyTo(small, self.mask)
+        cv2.boxFilter(inside, cv2.CV_32F, (_WINDOW, _WINDOW), dst=self.filled)
+        cv2.multiply(self.filled, self.share, dst=self.filled)
+        np.copyto(self.filled, small, where=self.mask.view(np.bool_))
+        return self.filled
+
+    def fill_full(self, pixels: Image, small: Image) -> Image:
+        """Return ``full`` with (H, W) uint8 inside, and the mean of the inside nearby."""
+        cv2.resize(self.fill(small), pixels.shape[::-1], dst=self.full,
+                   interpolation=cv2.INTER_LINEAR)
+        np.copyto(self.full, pixels, where=self.full_mask.view(np.bool_))
+        return self.full
 
 
 def _side(columns: NDArray[np.intp], inside: NDArray[np.bool_]) -> tuple[float, float] | None:
@@ -167,18 +239,6 @@ def _filled(inside: NDArray[np.bool_]) -> NDArray[np.bool_]:
     right = np.maximum.accumulate(inside[:, ::-1], axis=1)[:, ::-1]
     above = np.maximum.accumulate(inside, axis=0)
     return np.asarray(inside | (left & right & above))
-
-
-def fill_outside(image: Image, mask: Image, window: int = 21) -> Image:
-    """Return float32 with the outside set to the mean of the inside nearby.
-
-    Without it, the sector's edge is the strongest edge of the image.
-    """
-    values = image.astype(np.float32)
-    inside = mask.astype(np.float32)
-    total = cv2.blur(values * inside, (window, window))
-    weight = cv2.blur(inside, (window, window))
-    return np.where(mask > 0, values, total / np.maximum(weight, 1e-3))
 
 
 def _probability(shaft: Shaft, tip_end: int) -> float:

@@ -12,7 +12,8 @@ from hybrid_guidance.detection.line import (
     most_probable,
 )
 from hybrid_guidance.detection.ridge import LineSearch, Segment
-from hybrid_guidance.geometry.types import Array, Image
+from hybrid_guidance.detection.track import Track, geometry
+from hybrid_guidance.geometry.types import Array, Image, Pixels
 from hybrid_guidance.imaging.frame import Frame
 
 _HUB_BULK = 1.5
@@ -23,7 +24,8 @@ class XrayNeedleDetector:
 
     The logarithm makes the shaft's contrast independent of what it overlies (Beer and
     Lambert). The search runs at half resolution; each candidate is measured at full
-    resolution. The tip is the end opposite the hub, where the hub is the end at which the
+    resolution. A needle once found is measured where it was, and searched for only where it is
+    not found there. The tip is the end opposite the hub, where the hub is the end at which the
     shaft leaves the image or grows thick; without such a sign, the tip is the end nearer the
     centre of the image. Keeps buffers: one instance per thread.
     """
@@ -43,16 +45,23 @@ class XrayNeedleDetector:
         self._minimum_probability = minimum_probability
         self._search = LineSearch(sigma=1.5, minimum_length=0.4 * minimum_length,
                                   maximum_segments=candidates)
+        self._track = Track()
         self._small: Image = np.zeros((0, 0), np.uint16)
 
     def __call__(self, frame: Frame) -> PixelNeedle | None:
         """Return the most probable needle of a frame of (H, W) uint8 or uint16, or None."""
         pixels = frame.pixels
-        size = np.array(pixels.shape[::-1])
-        segments = [2.0 * segment.ends + 0.5 for segment in self._candidates(pixels)]
+        # OpenCV interpolates between 8-bit levels only to whole ones.
         exact = pixels if pixels.dtype == np.uint16 else pixels.astype(np.float32)
-        shafts = measure(exact, segments, self._model, count=3)
-        needles = (_needle(shaft, size) for shaft in shafts)
+        return self._track(
+            geometry(frame), lambda segment: self._measure(exact, [segment], 1),
+            lambda: self._measure(exact, [2.0 * segment.ends + 0.5
+                                          for segment in self._candidates(pixels)], 3))
+
+    def _measure(self, image: Image, segments: list[Pixels], count: int) -> PixelNeedle | None:
+        size = np.array(image.shape[::-1])
+        needles = (_needle(shaft, size)
+                   for shaft in measure(image, segments, self._model, count=count))
         return most_probable(needles, self._minimum_probability)
 
     def _candidates(self, pixels: Image) -> list[Segment]:

@@ -1,6 +1,7 @@
 """Starting the nodes as processes, watching them, and stopping exactly those."""
 
 import contextlib
+import ctypes
 import json
 import os
 import signal
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 PARENT = 'HYBRID_GUIDANCE_PARENT'
-"""Environment variable with the process whose end ends a node (see ``ros.node.run``)."""
+"""Environment variable with the process whose end ends a node (see ``end_with_parent``)."""
 
 _LAST_LINES = 15
 _GRACE_S = 5.0
@@ -103,6 +104,32 @@ class Supervisor:
             text = line.rstrip('\n')
             child.lines.append(text)
             self._on_line(child.name, text)
+
+
+def end_with_parent() -> None:
+    """End this process, a node, when the process that started it is gone, however.
+
+    Raises:
+        SystemExit: it is gone already.
+    """
+    parent = os.environ.get(PARENT, '')
+    if not parent:
+        return
+    if parent == str(os.getppid()):
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+    # Linux tells of an end from now on, and nobody of one before, while we were still starting.
+    if parent != str(os.getppid()) and not _is_running(parent):
+        sys.exit('the process that started this node has ended')
+
+
+def _is_running(process: str) -> bool:
+    """Tell whether a process is there and not only waiting to be buried."""
+    try:
+        state = Path('/proc', process, 'stat').read_text(errors='replace')
+    except OSError:
+        return False
+    return state.rpartition(')')[2].split()[0] not in 'ZX'
 
 
 def _signal(child: Child, number: signal.Signals) -> None:

@@ -1,8 +1,6 @@
 """What every node needs, once: parameters, health, guarded callbacks, paired frames, frames."""
 
-import ctypes
 import gc
-import os
 import signal
 import sys
 import traceback
@@ -24,7 +22,7 @@ from hybrid_guidance.ros import environment, qos, tf
 from hybrid_guidance.ros.convert import frame_from_messages, matrix_from_transform, stamp_ns
 from hybrid_guidance.ros.health import ERROR, Health
 from hybrid_guidance.ros.parameters import Parameters
-from hybrid_guidance.supervisor import PARENT
+from hybrid_guidance.supervisor import end_with_parent
 
 P = TypeVar('P')
 
@@ -64,7 +62,7 @@ class GuidanceNode(Node, Generic[P]):
                      **options: Any) -> Any:
         """Like rclpy's, with a callback that cannot end the node."""
         return super().create_timer(
-            timer_period_sec, self._guarded('timer', callback), **options)
+            timer_period_sec, self._guarded(_timer_name(callback), callback, takes=0), **options)
 
     def create_service(self, srv_type: Any, srv_name: str,
                        callback: Callable[[Any, Any], Any], **options: Any) -> Any:
@@ -78,7 +76,8 @@ class GuidanceNode(Node, Generic[P]):
                 return response
         return super().create_service(srv_type, srv_name, answer, **options)
 
-    def _guarded(self, name: str, callback: Callable[..., None]) -> Callable[..., None]:
+    def _guarded(self, name: str, callback: Callable[..., None],
+                 takes: int = 1) -> Callable[..., None]:
         # rclpy counts a callback's parameters, so both shapes keep their own signature.
         def run(*arguments: Any) -> None:
             try:
@@ -87,9 +86,7 @@ class GuidanceNode(Node, Generic[P]):
                 self._report(name, error)
             else:
                 self._recovered(name)
-        if name == 'timer':
-            return lambda: run()
-        return lambda message: run(message)
+        return (lambda message: run(message)) if takes else (lambda: run())
 
     def _report(self, name: str, error: Exception) -> None:
         known = self.health.faults.get(name)
@@ -135,6 +132,11 @@ class GuidanceNode(Node, Generic[P]):
         return matrix_from_transform(found.transform)
 
 
+def _timer_name(callback: Callable[[], None]) -> str:
+    """Return what a timer is called on /diagnostics, such as ``timer show`` for ``_show``."""
+    return f'timer {getattr(callback, "__name__", type(callback).__name__).strip("_")}'
+
+
 class _Pairs:
     """Joins images and camera_infos that carry the same stamp, whichever comes first."""
 
@@ -160,17 +162,10 @@ class _Pairs:
             waiting.pop(next(iter(waiting)))
 
 
-def _end_with_parent() -> None:
-    """Ask Linux to end this process when the supervisor that started it is gone, however."""
-    if os.environ.get(PARENT, '') == str(os.getppid()):
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
-
-
 def run(node_type: Callable[[], Node]) -> None:
     """Run one node until it is told to stop; what every node's ``main`` does."""
     environment.prepare()
-    _end_with_parent()
+    end_with_parent()
     # One thread for each node: the graph itself is the parallelism on few cores.
     cv2.setNumThreads(1)
     rclpy.init()

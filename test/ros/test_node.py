@@ -105,6 +105,25 @@ def test_callback_that_raises_is_reported_and_the_node_goes_on(graph) -> None:
     assert node.health.faults == {}
 
 
+def test_timers_fail_and_recover_each_under_its_own_name(graph) -> None:
+    """With one name for all, a timer that works would hide one that fails."""
+    node, _, spin = graph
+    broken, ticks = [True], []
+
+    def _measure() -> None:
+        if broken[0]:
+            raise ValueError('no reading')
+
+    def _show() -> None:
+        ticks.append(1)
+    node.create_timer(0.01, _measure)
+    node.create_timer(0.01, _show)
+    spin(lambda: len(ticks) > 5)
+    assert node.health.faults == {'timer measure': 'ValueError: no reading'}
+    broken[0] = False
+    spin(lambda: node.health.faults == {})
+
+
 def test_service_that_raises_answers_with_the_reason(graph) -> None:
     _, peer, spin = graph
     client = peer.create_client(Trigger, 'fail')

@@ -111,6 +111,8 @@ def table(parameters: type[Any]) -> tuple[Parameter, ...]:
 
 def markdown(parameters: type[Any]) -> str:
     """Return the table as Markdown, for the documentation."""
-    rows = [f'| `{row.name}` | `{row.default!r}` | {row.bounds} | {row.meaning} |'
+    rows = [f'| `{row.name}` | `{row.default!r}` | {row.bounds} | '
+            f'{"at start" if row.fixed else "any time"} | {row.meaning} |'
             for row in table(parameters)]
-    return '\n'.join(['| Parameter | Default | Takes | Meaning |', '|---|---|---|---|', *rows])
+    return '\n'.join(['| Parameter | Default | Takes | Set | Meaning |', '|---|---|---|---|---|',
+                      *rows])

@@ -60,3 +60,14 @@ def test_the_table_documents_every_parameter() -> None:
     for name in ('gain', 'count', 'mode', 'loop'):
         assert f'`{name}`' in text
     assert '[0, 2] m' in text
+
+
+def test_the_table_tells_what_can_only_be_set_at_start() -> None:
+    @dataclass(frozen=True)
+    class Both:
+        file: str = parameter('', fixed=True, meaning='a file')
+        gain: float = parameter(1.0, low=0.0, high=2.0, meaning='a number')
+    rows = [[cell.strip() for cell in line.strip('|').split('|')]
+            for line in markdown(Both).splitlines()]
+    assert [row[rows[0].index('Set')] for row in rows[2:]] == ['at start', 'any time']
+    assert len({len(row) for row in rows}) == 1

@@ -315,36 +315,50 @@ def _fit_lines(pixels: Image, s: Array, template: _Template) -> _Lines:
     """Fit a line to each of the (K, S, W) strips with rows at (K, S) px."""
     amplitude, offset = template.amplitude(pixels), template.offset(pixels)
     quarter = _ROWS // 4
-    level = np.maximum(np.median(amplitude[:, quarter:-quarter], axis=1), 1e-6)[:, None]
-    gain = np.clip(amplitude / level, -0.5, 1.5) - 0.5
+    level = np.maximum(_medians(amplitude[:, quarter:-quarter]), 1e-6)[:, None]
+    gain = np.minimum(np.maximum(amplitude / level, -0.5), 1.5) - 0.5
     first, last, _ = maximum_subarrays(gain, _ROWS // 8)
-    span = np.take_along_axis(s, np.column_stack([first, last]), axis=1)
-    inside = (s >= span[:, :1]) & (s <= span[:, 1:])
-    offset = np.clip(offset / level, -6.0, 6.0)
-    middle = span.mean(axis=1, keepdims=True)
-    weight = inside.astype(float)
+    row = np.arange(len(s))
+    span = np.column_stack([s[row, first], s[row, last]])
+    inside = ((s >= span[:, :1]) & (s <= span[:, 1:])).astype(float)
+    count = inside.sum(axis=1) + 1.0
+    offset = np.minimum(np.maximum(offset / level, -6.0), 6.0)
+    middle = 0.5 * (span[:, :1] + span[:, 1:])
+    centred = s - middle
+    weight = inside
     for _ in range(3):
-        intercept, slope = _weighted_line(s - middle, offset, weight)
-        residual = offset - intercept - slope * (s - middle)
-        weight = inside / (1.0 + residual**2)
-    scatter = np.sqrt(np.sum(residual**2, axis=1, where=inside) / (inside.sum(axis=1) + 1.0))
-    profile = np.einsum('ks,ksw->kw', inside.astype(np.float32), pixels)
+        intercept, slope = _weighted_line(centred, offset, weight)
+        squared = np.square(offset - intercept - slope * centred)
+        weight = inside / (1.0 + squared)
+    scatter = np.sqrt(_dot(squared, inside) / count)
+    profile = np.matmul(inside[:, None].astype(np.float32), pixels)[:, 0]
     near = int(np.ceil(2.5 * template.width + 1.0))
-    step = (profile[:, _NARROW + near:_NARROW + near + 6].mean(axis=1)
-            - profile[:, _NARROW - near - 5:_NARROW - near + 1].mean(axis=1))
-    asymmetry = step / (inside.sum(axis=1) + 1.0) / level[:, 0]
-    merit = np.ptp(span, axis=1)**0.5 / ((0.3 + scatter) * (1.0 + 2.0 * asymmetry**2))
+    step = (profile[:, _NARROW + near:_NARROW + near + 6].sum(axis=1)
+            - profile[:, _NARROW - near - 5:_NARROW - near + 1].sum(axis=1)) / 6.0
+    asymmetry = step / count / level[:, 0]
+    merit = (span[:, 1] - span[:, 0])**0.5 / ((0.3 + scatter) * (1.0 + 2.0 * asymmetry**2))
     return _Lines(span, intercept + slope * (span - middle), merit)
+
+
+def _dot(first: Array, second: Array) -> Array:
+    """Return the (K,) scalar products of the rows of two (K, S) arrays."""
+    return np.asarray(np.einsum('ks,ks->k', first, second))
+
+
+def _medians(values: Array) -> Array:
+    """Return the (K,) upper medians of (K, S) rows."""
+    middle = values.shape[1] // 2
+    return np.asarray(np.partition(values, middle, axis=1)[:, middle])
 
 
 def _weighted_line(s: Array, offset: Array, weight: Array) -> tuple[Array, Array]:
     """Return (K, 1) intercepts and slopes of K weighted lines."""
+    turned = weight * s
     total = weight.sum(axis=1) + 1e-9
-    mean_s, mean_offset = (np.sum(weight * x, axis=1) / total for x in (s, offset))
-    centred = s - mean_s[:, None]
-    slope = np.sum(weight * centred * offset, axis=1) / (
-        np.sum(weight * centred**2, axis=1) + 1e-9)
-    return (mean_offset - slope * mean_s)[:, None], slope[:, None]
+    first, second = turned.sum(axis=1) / total, _dot(turned, s)
+    mean, moment = _dot(weight, offset) / total, _dot(turned, offset)
+    slope = (moment - total * first * mean) / (second - total * first * first + 1e-9)
+    return (mean - slope * first)[:, None], slope[:, None]
 
 
 def _resample(image: Image, start: Pixels, step: Array, normal: Array, size: tuple[int, int]
@@ -730,14 +744,14 @@ def fit_edge(s: Array, response: Array, guess: float) -> tuple[float, float]:
         The edge in px and its variance in px², from the residuals and their correlation.
     """
     edge, blur = _scan_edge(s, response, guess)
+    design, residual = _linearised_edge(s, response, edge, blur)
     for _ in range(4):
-        design, residual = _linearised_edge(s, response, edge, blur)
         change = _least_squares(design, residual).tolist()
         edge += min(max(change[0], -2.0), 2.0)
         blur = min(max(blur + min(max(change[1], -0.5), 0.5), 0.7), 5.0)
         if abs(change[0]) < _SETTLED:
             break
-    design, residual = _linearised_edge(s, response, edge, blur)
+        design, residual = _linearised_edge(s, response, edge, blur)
     # How each response moves the edge.
     influence = np.linalg.pinv(design @ design.T)[0] @ design
     spread = float(influence @ _correlate(influence, _autocorrelation(residual)))
@@ -769,6 +783,15 @@ def _least_squares(design: Array, values: Array) -> Array:
     return np.asarray(np.linalg.solve(normal, design @ values))
 
 
+def _levels(step: Array, rest: Array, response: Array) -> tuple[float, float]:
+    """Return high and low of ``high step + low rest``, the least-squares fit to a response."""
+    power, both, other = float(step @ step), float(step @ rest), float(rest @ rest)
+    first, second = float(step @ response), float(rest @ response)
+    determinant = power * other - both * both + 1e-12
+    return ((other * first - both * second) / determinant,
+            (power * second - both * first) / determinant)
+
+
 def _linearised_edge(s: Array, response: Array, edge: float, blur: float
                      ) -> tuple[Array, Array]:
     """Return the (4, N) derivative by edge, blur, high and low, and the (N,) residual."""
@@ -777,7 +800,7 @@ def _linearised_edge(s: Array, response: Array, edge: float, blur: float
     slope, stretch, step, rest = design
     step[:] = _normal(z)
     np.subtract(1.0, step, out=rest)
-    high, low = _least_squares(design[2:], response)
+    high, low = _levels(step, rest, response)
     np.exp(-0.5 * z * z, out=slope)
     slope *= (high - low) / (blur * _ROOT_TWO_PI)
     np.multiply(slope, -z, out=stretch)
@@ -827,15 +850,15 @@ def _sides(profile: Array, width: float) -> tuple[Array, Array]:
 
 def _taper(rows: Image) -> float:
     """Return the ratio of the profile widths of the two halves of a shaft."""
-    moments = []
-    x = np.arange(rows.shape[1]) - rows.shape[1] // 2
-    near = np.abs(x) <= 9
-    for half in np.array_split(rows, 2):
-        profile = half.mean(axis=0)[near]
-        profile = np.maximum(profile - np.linspace(profile[:3].mean(), profile[-3:].mean(),
-                                                   profile.size), 0.0)
-        moments.append(float(profile.sum() / max(float(profile.max()), 1e-6)) + 1e-3)
-    return max(moments) / min(moments)
+    half, middle = (len(rows) + 1) // 2, rows.shape[1] // 2
+    near = rows[:, middle - 9:middle + 10]
+    profiles = np.stack([near[:half].sum(axis=0) / half,
+                         near[half:].sum(axis=0) / max(len(rows) - half, 1)])
+    left, right = profiles[:, :3].sum(axis=1) / 3.0, profiles[:, -3:].sum(axis=1) / 3.0
+    baseline = left[:, None] + (right - left)[:, None] * np.linspace(0.0, 1.0, 19)
+    profiles = np.maximum(profiles - baseline, 0.0)
+    widths = profiles.sum(axis=1) / np.maximum(profiles.max(axis=1), 1e-6) + 1e-3
+    return float(widths.max() / widths.min())
 
 
 def _continuations(strip: _Strip, edges: Array, level: float) -> Array:

@@ -6,10 +6,16 @@ import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 
 from hybrid_guidance.resources import resource
+
+_LIBRARIES = (('numpy', 'numpy'), ('cv2', 'OpenCV'), ('open3d', 'Open3D'),
+              ('transforms3d', 'transforms3d'), ('pydicom', 'pydicom'))
+"""(module, name for people)."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +39,14 @@ class Check:
 
 def examine() -> list[Check]:
     """Look at everything; a check that fails in any way is a finding, never an end."""
-    checks: list[Callable[[], Check]] = [
-        _python, _rclpy, _middleware, _transport, _tf2_msgs, _tf, _launch, _range,
-        lambda: _library('numpy', 'numpy'), lambda: _library('cv2', 'OpenCV'),
-        lambda: _library('open3d', 'Open3D'), lambda: _library('transforms3d', 'transforms3d'),
-        lambda: _library('pydicom', 'pydicom'), _jpeg, *_calibrations()]
-    return [_safely(check) for check in checks]
+    checks: list[tuple[str, Callable[[], Check]]] = [
+        ('Python', _python), ('rclpy', _rclpy), ('middleware', _middleware),
+        ('transport', _transport), ('tf2_msgs', _tf2_msgs), ('tf', _tf), ('launch', _launch),
+        ('discovery', _range),
+        *((name, partial(_library, module, name)) for module, name in _LIBRARIES),
+        ('JPEG in DICOM', _jpeg),
+        *((f'calibration {path.name}', partial(_calibration, path)) for path in _calibrations())]
+    return [_safely(name, check) for name, check in checks]
 
 
 def report(checks: list[Check], colour: bool) -> str:
@@ -55,11 +63,10 @@ def report(checks: list[Check], colour: bool) -> str:
     return '\n'.join(lines)
 
 
-def _safely(check: Callable[[], Check]) -> Check:
+def _safely(name: str, check: Callable[[], Check]) -> Check:
     try:
         return check()
     except Exception as error:  # a broken installation fails in ways nobody can list
-        name = getattr(check, '__name__', 'check').strip('_')
         return Check(name, False, f'{type(error).__name__}: {error}', 'install it again')
 
 
@@ -134,14 +141,17 @@ def _jpeg() -> Check:
                  'pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg', needed=False)
 
 
-def _calibrations() -> list[Callable[[], Check]]:
-    return [lambda path=path: _calibration(path)  # type: ignore[misc]
-            for path in sorted(resource('config/calibration').glob('*.yaml'))]
+def _calibrations() -> list[Path]:
+    try:
+        return sorted(resource('config/calibration').glob('*.yaml'))
+    except FileNotFoundError:
+        # Said by the check of the transport, whose file is missing, too.
+        return []
 
 
-def _calibration(path: 'os.PathLike[str]') -> Check:
+def _calibration(path: Path) -> Check:
     from hybrid_guidance.calibration.file import CalibrationError, load
-    name = f'calibration {os.path.basename(path)}'
+    name = f'calibration {path.name}'
     try:
         found = load(str(path), datetime.now(timezone.utc))
     except CalibrationError as error:

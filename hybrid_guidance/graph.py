@@ -57,8 +57,14 @@ class GraphNode:
     when: Callable[[Values], bool] = lambda values: True
 
 
+def _sources_simulated(values: Values) -> dict[str, bool]:
+    """Return whether the images that each tracked body takes are simulated."""
+    return {'carm': values['fluoroscopy_source'] == 'simulated',
+            'ultrasound_probe': values['ultrasound_source'] == 'simulated'}
+
+
 def _simulated(values: Values) -> bool:
-    return 'simulated' in (values['fluoroscopy_source'], values['ultrasound_source'])
+    return any(_sources_simulated(values).values())
 
 
 _SIMULATION = {'procedure': 'procedure', 'calibration_file': 'calibration_file', 'seed': 'seed'}
@@ -120,6 +126,11 @@ def nodes(given: Values) -> list[tuple[str, dict[str, Any]]]:
         for option, parameter in node.parameters.items():
             if option in given:
                 parameters[parameter] = _whole(given, option) if option == 'seed' else given[option]
+        # A recording brings the poses of its own sensor: one from the simulation beside it would
+        # be a second publisher of the same frame, and of a place where nothing was.
+        if node.name == 'patient_node' and not all(_sources_simulated(values).values()):
+            parameters['tracked'] = next(
+                body for body, simulated in _sources_simulated(values).items() if simulated)
         # Without a simulated patient there is no anatomy that could be true.
         if node.name == 'planner_node' and not _simulated(values):
             parameters['anatomy'] = 'none'

@@ -20,6 +20,7 @@ CHOSEN: list[dict[str, str]] = [
     {'namespace': 'lab', 'seed': '7', 'log_level': 'debug'},
     {'use_sim_time': 'true', 'procedure': 'other.yaml', 'calibration_file': 'mine.yaml'},
     {'fluoroscopy_source': 'dicom', 'fluoroscopy_file': 'run.dcm'},
+    {'ultrasound_source': 'sequence', 'ultrasound_file': 'scan.igs.mha'},
     {'fluoroscopy_source': 'dicom', 'fluoroscopy_file': 'run.dcm',
      'ultrasound_source': 'sequence', 'ultrasound_file': 'scan.igs.mha'},
 ]
@@ -74,6 +75,16 @@ def test_simulated_patient_is_there_while_an_image_is_simulated(
     assert ('patient_node' in nodes) is there
     assert nodes['planner_node'].get('anatomy') == (None if there else 'none')
     assert set(nodes) | {'patient_node'} == set(NAMES)
+
+
+@pytest.mark.parametrize(('given', 'tracked'), [
+    ({}, None), ({'fluoroscopy_source': 'simulated', 'ultrasound_source': 'simulated'}, None),
+    ({'ultrasound_source': 'sequence'}, 'carm'), ({'ultrasound_source': 'dicom'}, 'carm'),
+    ({'fluoroscopy_source': 'dicom'}, 'ultrasound_probe')])
+def test_simulation_tracks_only_what_takes_simulated_images(
+        given: dict[str, str], tracked: str | None) -> None:
+    """A recording publishes the poses of its probe: one publisher for each frame."""
+    assert started(given)['patient_node'].get('tracked') == tracked
 
 
 @pytest.mark.parametrize('given', CHOSEN)

@@ -40,6 +40,8 @@ class PatientParameters:
                           meaning='of every random draw of the simulation')
     rate: float = parameter(50.0, low=10.0, high=200.0, unit='Hz', fixed=True,
                             meaning='of ground truth and tracking')
+    tracked: str = parameter('all', choices=('all', 'carm', 'ultrasound_probe'), fixed=True,
+                             meaning='whose pose goes to /tf; others have a tracker of their own')
     tracker_delay: float = parameter(0.02, low=0.0, high=0.5, unit='s', fixed=True,
                                      meaning='from taking a pose to publishing it')
     probe_position_noise: float = parameter(0.1e-3, low=0.0, high=0.01, unit='m', fixed=True,
@@ -69,12 +71,14 @@ class PatientNode(GuidanceNode[PatientParameters]):
         self._room: Room = make_room(self._procedure, beliefs, parameters.seed)
         bone = build_structures(self._procedure.region, parameters.seed)['bone']
         self._bone = bone.at
-        self._trackers = {
+        trackers = {
             'carm': Tracker(parameters.carm_position_noise, parameters.carm_rotation_noise,
                             parameters.tracker_delay, parameters.seed),
             'ultrasound_probe': Tracker(
                 parameters.probe_position_noise, parameters.probe_rotation_noise,
                 parameters.tracker_delay, parameters.seed + 1)}
+        self._trackers = {name: tracker for name, tracker in trackers.items()
+                          if parameters.tracked in ('all', name)}
         self.listen_to_frames()
         self._broadcaster = tf.TransformBroadcaster(self)
         self._truth = {name: self.create_publisher(
@@ -125,7 +129,8 @@ class PatientNode(GuidanceNode[PatientParameters]):
     def _track(self, now: int) -> None:
         for name, pose in (('carm', self._room.world_T_carm),
                            ('ultrasound_probe', self._room.world_T_probe)):
-            self._readings.append((name, self._trackers[name].read(pose, now)))
+            if name in self._trackers:
+                self._readings.append((name, self._trackers[name].read(pose, now)))
         told = []
         while self._readings and self._readings[0][1].due_ns <= now:
             name, reading = self._readings.popleft()

@@ -64,6 +64,29 @@ def test_future_and_past_fail_differently(buffer: tf.Buffer) -> None:
     assert issubclass(tf.PastException, tf.ExtrapolationException)
 
 
+@pytest.mark.parametrize('sample', [0.5, 100.0, 1_795_493_378.25])
+def test_a_single_sample_holds_at_its_own_time_only(sample: float) -> None:
+    """Of a single one tf2 does not say which way it would extrapolate."""
+    buffer = tf.Buffer()
+    buffer.set_transform(
+        transform_message('world', 'probe', int(sample * SECOND), along(3.0)), 'test')
+    for before in (0.001, 0.4):
+        with pytest.raises(tf.PastException):
+            buffer.lookup_transform('world', 'probe', at(sample - before))
+    for after in (0.001, 20.0):
+        with pytest.raises(tf.FutureException):
+            buffer.lookup_transform('world', 'probe', at(sample + after))
+    assert buffer.lookup_transform('world', 'probe', at(sample)).transform.translation.x == 3.0
+    assert buffer.lookup_transform('world', 'probe', Time()).transform.translation.x == 3.0
+
+
+def test_a_single_sample_in_a_chain_is_past_too(buffer: tf.Buffer) -> None:
+    buffer.set_transform(transform_message('world', 'carm', 101 * SECOND, along(5.0)), 'test')
+    with pytest.raises(tf.PastException):
+        buffer.lookup_transform('image', 'carm', at(100.5))
+    assert buffer.lookup_transform('world', 'carm', at(101.0)).transform.translation.x == 5.0
+
+
 def test_time_zero_is_the_latest(buffer: tf.Buffer) -> None:
     assert buffer.lookup_transform('world', 'image', Time()).transform.translation.x == 12.0
 

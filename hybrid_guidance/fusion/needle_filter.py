@@ -70,8 +70,8 @@ class Motion:
     tip: float = 0.0015
     slip: float = 0.0003
     direction: float = 0.02
-    speed: float = 0.008
-    pause: float = 0.5
+    speed: float = 0.010
+    pause: float = 0.25
     calibration: float = 0.02
     blind: float = 2.0
 

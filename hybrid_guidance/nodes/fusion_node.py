@@ -55,7 +55,7 @@ class FusionParameters:
                             meaning='a needle further off than this is refused')
     tip_motion: float = parameter(0.0015, low=0.0, high=0.1, unit='m/sqrt(s)', fixed=True,
                                   meaning='how much the tip wanders sideways')
-    speed_motion: float = parameter(0.008, low=0.0, high=1.0, unit='m/s/sqrt(s)', fixed=True,
+    speed_motion: float = parameter(0.010, low=0.0, high=1.0, unit='m/s/sqrt(s)', fixed=True,
                                     meaning='how much the insertion speed changes')
     tracking_position: float = parameter(0.1e-3, low=0.0, high=0.01, unit='m',
                                          meaning='deviation of one tracked position')

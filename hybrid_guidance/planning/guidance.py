@@ -113,14 +113,23 @@ class Guidance:
         if offset > settings.lateral_tolerance or angle > settings.angle_tolerance:
             return Command(Phase.ALIGN, straight,
                            f'align: {offset * 1e3:.1f} mm, {np.degrees(angle):.1f}° off the path')
-        doubt = distance_deviation(needle.covariance, self.path.direction)
-        if doubt > settings.depth_doubt:
-            return Command(Phase.HOLD, straight,
-                           f'wait: the depth is known to ±{doubt * 1e3:.1f} mm only; expose')
-        # Slower towards the target: what is seen lags behind what the hand does.
-        step = min(settings.step, settings.slow_down * abs(z) + settings.target_tolerance / 2)
+        step = self._step(z, distance_deviation(needle.covariance, self.path.direction))
+        if step == 0.0:
+            return Command(Phase.HOLD, straight, 'wait: the depth is in doubt; expose')
         straight[:3, 3] += min(max(-z, -step), step) * self.path.direction
         return Command(Phase.ADVANCE, straight, f'advance {-z * 1e3:.1f} mm')
+
+    def _step(self, z: float, deviation: float) -> float:
+        """Return how far to advance at once, z metres before or behind the target, at this σ.
+
+        Slower towards the target, because what is seen lags behind what the hand does, and
+        slower the less sure the depth is.
+        """
+        settings = self.settings
+        doubt = min(settings.depth_doubt, 0.6 * settings.depth_doubt + 0.2 * abs(z))
+        sure = min(max(2.0 - 2.0 * deviation / doubt, 0.0), 1.0)
+        return sure * min(settings.step, settings.slow_down * abs(z)
+                          + settings.target_tolerance / 2)
 
     def _seen_deviation(self, needle: NeedleEstimate) -> tuple[Array, Array]:
         """Return the (3,) m and the (3,) rotation vector that would bring the needle on the path.

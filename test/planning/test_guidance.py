@@ -63,6 +63,19 @@ def test_it_does_not_advance_while_the_depth_is_in_doubt(guidance: Guidance) -> 
     assert 'expose' in command.words
 
 
+def test_the_less_sure_the_depth_the_smaller_the_step_most_of_all_near_the_target(
+        guidance: Guidance) -> None:
+    def step(depth: float, deviation: float) -> float:
+        unsure = needle(depth)
+        unsure.covariance[:3, :3] = deviation**2 * np.eye(3)
+        return PATH.deviation(guidance.by_image(unsure).pose[:3, 3])[2] + PATH.length - depth
+    doubt = SETTINGS.depth_doubt
+    assert step(0.02, 0.4 * doubt) == pytest.approx(SETTINGS.step)
+    assert 0.0 < step(0.02, 0.8 * doubt) < step(0.02, 0.6 * doubt) < SETTINGS.step
+    assert step(0.049, 0.4 * doubt) > 0.0
+    assert step(0.049, 0.8 * doubt) == pytest.approx(0.0, abs=1e-12)
+
+
 def test_it_corrects_only_where_the_needle_was_seen(guidance: Guidance) -> None:
     """A hand that corrects what no image shows would go on correcting for ever."""
     off = (0.003, 0, 0, 0, 0, 0)

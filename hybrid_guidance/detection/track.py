@@ -55,6 +55,10 @@ class Track:
         self._last = needle if needle is not None and needle.probability >= _LIKELY else None
         return needle
 
+    def forget(self) -> None:
+        """Search the next image as if it were the first."""
+        self._last = None
+
     def _follow(self, measure: Callable[[Pixels], PixelNeedle | None]) -> PixelNeedle | None:
         """Return the needle where the last one was, or None where a full search is due."""
         last = self._last

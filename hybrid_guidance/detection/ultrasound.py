@@ -71,6 +71,10 @@ class UltrasoundNeedleDetector:
                            lambda segment: self._measure(pixels, small, [segment]),
                            lambda: self._find(pixels, small))
 
+    def forget(self) -> None:
+        """Search the next image as if it were the first."""
+        self._track.forget()
+
     def _find(self, pixels: Image, small: Image) -> PixelNeedle | None:
         """Search the whole image; its sector is determined afresh."""
         mask = sector_mask(small)

@@ -58,6 +58,10 @@ class XrayNeedleDetector:
             lambda: self._measure(exact, [2.0 * segment.ends + 0.5
                                           for segment in self._candidates(pixels)], 3))
 
+    def forget(self) -> None:
+        """Search the next image as if it were the first."""
+        self._track.forget()
+
     def _measure(self, image: Image, segments: list[Pixels], count: int) -> PixelNeedle | None:
         size = np.array(image.shape[::-1])
         needles = (_needle(shaft, size)

@@ -52,8 +52,18 @@ def line_profile(s: np.ndarray, x: np.ndarray, length: float, sigma: float, blur
     return result
 
 
-def xray_scene(seed: int, needle: bool = True, size: int = 640, hub: bool = True) -> Scene:
-    """Counts behind soft tissue, bones with edges, ribs and blobs, with Poisson noise."""
+def moved(tip: np.ndarray, angle: float, step: tuple[float, float]) -> np.ndarray:
+    """Return a tip some px farther along its direction and across it."""
+    return tip + step[0] * np.array([np.cos(angle), np.sin(angle)]) + step[1] * np.array(
+        [-np.sin(angle), np.cos(angle)])
+
+
+def xray_scene(seed: int, needle: bool = True, size: int = 640, hub: bool = True,
+               step: tuple[float, float] = (0.0, 0.0)) -> Scene:
+    """Counts behind soft tissue, bones with edges, ribs and blobs, with Poisson noise.
+
+    A step moves the needle by px along and across its shaft, before the same background.
+    """
     random = np.random.default_rng([seed, 1])
     shape = (size, size)
     soft = random.normal(size=(size // 90, size // 90)).astype(np.float32)
@@ -72,6 +82,7 @@ def xray_scene(seed: int, needle: bool = True, size: int = 640, hub: bool = True
         attenuation += cv2.GaussianBlur(rib, (0, 0), 3.0)
     tip, angle = random.uniform(0.3, 0.7, 2) * size, random.uniform(-np.pi, np.pi)
     length, sigma = random.uniform(90, 300), random.uniform(0.9, 1.6)
+    tip = moved(tip, angle, step)
     s, x = shaft_coordinates(shape, tip, angle)
     if needle:
         attenuation += random.uniform(0.25, 0.45) * line_profile(s, x, length, sigma, 1.0)
@@ -107,8 +118,12 @@ def bone_arc(random: np.random.Generator, u: np.ndarray, v: np.ndarray
 
 
 def ultrasound_scene(seed: int, needle: bool = True, bone: bool = True,
-                     shape: tuple[int, int] = (480, 640)) -> Scene:
-    """Speckle, fascia, bone and a needle with reverberation; log-compressed to 60 dB."""
+                     shape: tuple[int, int] = (480, 640),
+                     step: tuple[float, float] = (0.0, 0.0)) -> Scene:
+    """Speckle, fascia, bone and a needle with reverberation; log-compressed to 60 dB.
+
+    A step moves the needle by px along and across its shaft, before the same background.
+    """
     random = np.random.default_rng([seed, 2])
     v, u = np.mgrid[:shape[0], :shape[1]].astype(np.float32)
     height, width = shape
@@ -121,6 +136,7 @@ def ultrasound_scene(seed: int, needle: bool = True, bone: bool = True,
     tip = np.array([width / 2 + side * random.uniform(-60, 60), random.uniform(0.3, 0.5) * height])
     angle = float(np.arctan2(np.cos(tilt), -side * np.sin(tilt)))
     length = random.uniform(100, 200)
+    tip = moved(tip, angle, step)
     s, x = shaft_coordinates(shape, tip, angle)
     sigma, height_of_echo = random.uniform(1.8, 2.6), random.uniform(120, 250)
     if needle:

@@ -4,7 +4,6 @@ import argparse
 import os
 import signal
 import sys
-import time
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -190,7 +189,7 @@ def _up(arguments: argparse.Namespace) -> int:
               flush=True)
         while supervisor.children:
             supervisor.watch()
-            time.sleep(0.05)
+            announcer.work(0.05)
         print('no node is left', file=sys.stderr)
         return 1
     except _StopError:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import rclpy
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rcl_interfaces.srv import GetParameters
 from rclpy.node import Node
 
@@ -157,7 +158,10 @@ def test_nodes_end_when_their_supervisor_is_killed(up) -> None:
 
 
 def test_a_node_that_dies_is_reported_with_its_last_lines_and_the_others_go_on(
-        up, tmp_path: Path) -> None:
+        up, peer: Node, tmp_path: Path) -> None:
+    heard: dict[str, DiagnosticStatus] = {}
+    peer.create_subscription(DiagnosticArray, '/diagnostics', lambda message: heard.update(
+        {status.name: status for status in message.status}), 10)
     file = tmp_path / 'params.yaml'
     file.write_text('/**/fluoroscopy_tracker_node:\n  ros__parameters: {threshold: 7.0}\n')
     graph = up('--only', 'fluoroscopy_tracker_node', '--only', 'ultrasound_tracker_node',
@@ -167,6 +171,13 @@ def test_a_node_that_dies_is_reported_with_its_last_lines_and_the_others_go_on(
                                        'its last lines:\n')[2]
     assert 'threshold' in report.partition('\n')[0]
     assert len(nodes_of(graph.process.pid)) == 1
+
+    def is_on_diagnostics() -> bool:
+        rclpy.spin_once(peer, timeout_sec=0.1)
+        return 'supervisor' in heard and heard['supervisor'].level == DiagnosticStatus.ERROR
+    graph.until(is_on_diagnostics)
+    assert 'fluoroscopy_tracker_node: has ended with status 2' in heard['supervisor'].message
+    assert 'threshold' in heard['supervisor'].message
     graph.process.send_signal(signal.SIGINT)
     assert graph.ended() == 0
 

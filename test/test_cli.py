@@ -85,7 +85,9 @@ class Up:
         with log.open('w') as file:
             self.process = subprocess.Popen(
                 [sys.executable, '-m', 'hybrid_guidance.cli', 'up', *words],
-                stdout=file, stderr=subprocess.STDOUT)
+                stdout=file, stderr=subprocess.STDOUT,
+                # Some are killed and cannot take their files with them.
+                env={**os.environ, 'TMPDIR': str(log.parent)})
 
     def printed(self) -> str:
         return self.log.read_text()

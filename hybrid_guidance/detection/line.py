@@ -29,6 +29,8 @@ _LAGS = 16
 _OPEN = 6.0
 _ROWS = 128
 _COLUMNS = np.arange(-_NARROW, _NARROW + 1.0)
+_BRIGHTER = 1.6
+_DEEP = 60
 _SETTLED = 3e-3
 _SCAN_EDGES = np.repeat(np.arange(-10.0, 10.5, 1.0), 3)
 _SCAN_BLURS = np.tile([1.0, 2.0, 3.5], 21)
@@ -168,7 +170,14 @@ class Shaft:
                  ) -> tuple[float, float]:
         inner = min(window[0], 0.6 * self.length)
         rows = (s > guess - inner) & (s < guess + window[1])
-        return fit_edge(s[rows], response[rows], guess)
+        s, response = s[rows], response[rows]
+        edge = min(int(np.searchsorted(s, guess)), s.size - 1)
+        stop = _next_rise(response, edge)
+        if stop is None:
+            # The tip touches bone: it lies anywhere between what is surely shaft and the bone.
+            bone = float(s[edge + int(np.argmax(response[edge:]))])
+            return 0.5 * (guess + bone), (bone - guess)**2 / 12.0 + 4.0
+        return fit_edge(s[:stop], response[:stop], guess)
 
 
 @dataclass(frozen=True)
@@ -180,7 +189,8 @@ class _Template:
         half: px, columns on either side of the middle.
         profile: (2 half + 1,) the profile.
         derivative: (2 half + 1,) its derivative.
-        filters: (2 half + 1, 2) float32, what gives a row's amplitude, and offset × amplitude.
+        filters: (2 half + 1, 4) float32, what gives a row's amplitude, offset × amplitude, and
+            the amplitude above one side only, negative and positive.
     """
 
     width: float
@@ -197,6 +207,14 @@ class _Template:
         """Return the (..., S) lateral offset of each row times its amplitude."""
         return np.asarray(self._middle(strip) @ self.filters[:, 1], dtype=float)
 
+    def crossed_amplitude(self, strip: Image) -> Array:
+        """Return the (..., S) amplitude of each row above the darker of its two sides.
+
+        A bright line beside the shaft, or across it, would otherwise pass for the end of it.
+        """
+        sides = self._middle(strip) @ self.filters[:, 2:]
+        return np.asarray(sides.max(axis=-1), dtype=float)
+
     def _middle(self, strip: Image) -> Image:
         middle = strip.shape[-1] // 2
         return strip[..., middle - self.half:middle + self.half + 1]
@@ -210,10 +228,17 @@ def _gaussian_template(width: float, limit: int = _NARROW) -> _Template:
     profile = bell - bell.mean()
     slope = x / width**2 * bell
     derivative = slope - x * float(slope @ x) / float(x @ x)
+    above = [_above(bell, side * x <= 1.2 * width) for side in (1.0, -1.0)]
     filters = np.column_stack([profile / float(profile @ profile),
-                               derivative / float(derivative @ derivative)])
+                               derivative / float(derivative @ derivative), *above])
     return _Template(width, half, profile, derivative,
                      np.asfortranarray(filters, dtype=np.float32))
+
+
+def _above(bell: Array, columns: NDArray[np.bool_]) -> Array:
+    """Return what gives the height of a bell above the level, seen on some columns only."""
+    profile = np.where(columns, bell - bell[columns].mean(), 0.0)
+    return np.asarray(profile / float(profile @ profile))
 
 
 @dataclass(frozen=True)
@@ -433,7 +458,8 @@ class _Strip:
         self._expand()
         self.fit_line()
         self._correct_tail()
-        response = self.template.amplitude(self.pixels)
+        response = (self.template.crossed_amplitude(self.pixels) if self.model.compression
+                    else self.template.amplitude(self.pixels))
         self.pixels, self.template, self.level = grey
         return _describe(self, response)
 
@@ -456,14 +482,38 @@ class _Strip:
             return
         self.pixels = np.exp((self.pixels - 255.0) * np.float32(1.0 / self.model.compression))
         self.template = _gaussian_template(_best_width(self))
-        amplitude = self.template.amplitude(self.pixels)
-        self.level = max(_median(amplitude[self.run]), 1e-9)
-        # What lies beyond a gap and is not as bright as the shaft does not belong to it.
-        smooth = cv2.blur((amplitude / self.level).reshape(-1, 1), (1, 3)).ravel()
-        starts, stops, _ = maximum_subarrays(np.clip(smooth, -0.5, 1.2)[None] - 0.5, 40)
-        run = slice(max(int(starts[0]), self.run.start - 8),
-                    min(int(stops[0]) + 1, self.run.stop + 8))
+        self.level = max(_median(self.template.amplitude(self.pixels)[self.run]), 1e-9)
+        amplitude = self.template.crossed_amplitude(self.pixels)
+        smooth = cv2.blur(amplitude.reshape(-1, 1), (1, 3)).ravel()
+        gain = np.clip(smooth / max(_median(amplitude[self.run]), 1e-9), -0.5, 1.2) - 0.5
+        self._doubt_depth(smooth, gain)
+        starts, stops, _ = maximum_subarrays(gain[None], 40)
+        # Grey levels told the run only roughly where something bright lies beside its deep end.
+        before, beyond = (8, 30) if self.direction[1] > 0.0 else (30, 8)
+        run = slice(max(int(starts[0]), self.run.start - before),
+                    min(int(stops[0]) + 1, self.run.stop + beyond))
         self.run = run if run.stop - run.start > 0.5 * self.run_length else self.run
+
+    def _doubt_depth(self, amplitude: Array, gain: Array) -> None:
+        """Lower the (S,) gain of what lies about the tip and cannot be shaft.
+
+        Beyond a gap may be fascia or bone. Bone is far brighter, with all that its blur reaches.
+        In the other half the shaft may cross skin and muscle.
+        """
+        reach = min(_DEEP, self.run_length // 2)
+        if self.direction[1] > 0.0:
+            deep, towards = slice(self.run.stop - reach, None), slice(None)
+        else:
+            deep, towards = slice(0, self.run.start + reach), slice(None, None, -1)
+        relative = amplitude[deep][towards]
+        relative = relative / max(_median(relative[:reach]), 1e-9)
+        after_gap = np.maximum.accumulate(relative < 0.4)
+        # A shaft's own glints reach twice its level, but not behind a gap.
+        bright = (relative > np.where(after_gap, 2.0, 3.5)).astype(np.uint8)
+        bone = cv2.dilate(bright.reshape(-1, 1), np.ones((9, 1), np.uint8)).ravel() > 0
+        # Shafts pale to a third of their level, gaps are darker.
+        lowered = np.minimum(relative, 1.2) - 0.5 - 6.0 * np.clip(0.3 - relative, 0.0, 0.4)
+        gain[deep] = np.where(bone, -0.2, lowered)[towards]
 
     def _correct_tail(self) -> None:
         """Move the line from the middle of a profile that trails off to where it begins."""
@@ -757,6 +807,19 @@ def fit_edge(s: Array, response: Array, guess: float) -> tuple[float, float]:
     spread = float(influence @ _correlate(influence, _autocorrelation(residual)))
     variance = float(residual @ residual) / max(s.size - len(design), 1)
     return edge, spread * variance
+
+
+def _next_rise(response: Array, edge: int) -> int | None:
+    """Return the number of rows up to where, beyond an edge, something brighter begins: bone.
+
+    None where there is no gap between them, and so no edge to be seen.
+    """
+    inside = _median(response[:edge]) if edge > 3 else np.inf
+    brighter = np.flatnonzero(response[edge + 3:] > _BRIGHTER * inside)
+    if not brighter.size:
+        return response.size
+    gap = edge + int(np.argmin(response[edge:edge + 3 + int(brighter[0])]))
+    return gap + 1 if response[gap] < 0.6 * inside else None
 
 
 def _scan_edge(s: Array, response: Array, guess: float) -> tuple[float, float]:

@@ -119,10 +119,11 @@ def bone_arc(random: np.random.Generator, u: np.ndarray, v: np.ndarray
 
 def ultrasound_scene(seed: int, needle: bool = True, bone: bool = True,
                      shape: tuple[int, int] = (480, 640),
-                     step: tuple[float, float] = (0.0, 0.0)) -> Scene:
+                     step: tuple[float, float] = (0.0, 0.0), longer: float = 0.0) -> Scene:
     """Speckle, fascia, bone and a needle with reverberation; log-compressed to 60 dB.
 
-    A step moves the needle by px along and across its shaft, before the same background.
+    A step moves the needle by px along and across its shaft, before the same background. Some
+    hundred px longer, it leaves the sector.
     """
     random = np.random.default_rng([seed, 2])
     v, u = np.mgrid[:shape[0], :shape[1]].astype(np.float32)
@@ -135,7 +136,7 @@ def ultrasound_scene(seed: int, needle: bool = True, bone: bool = True,
     side, tilt = random.choice([-1.0, 1.0]), np.deg2rad(random.uniform(25, 65))
     tip = np.array([width / 2 + side * random.uniform(-60, 60), random.uniform(0.3, 0.5) * height])
     angle = float(np.arctan2(np.cos(tilt), -side * np.sin(tilt)))
-    length = random.uniform(100, 200)
+    length = random.uniform(100, 200) + longer
     tip = moved(tip, angle, step)
     s, x = shaft_coordinates(shape, tip, angle)
     sigma, height_of_echo = random.uniform(1.8, 2.6), random.uniform(120, 250)

@@ -5,7 +5,14 @@ import pytest
 
 from hybrid_guidance.detection.ultrasound import Beams, UltrasoundNeedleDetector, sector_mask
 
-from .conftest import as_frame, is_honest, pixel_errors, plus_frames, ultrasound_scene
+from .conftest import (
+    Scene,
+    as_frame,
+    is_honest,
+    pixel_errors,
+    plus_frames,
+    ultrasound_scene,
+)
 
 SEEDS = range(70)
 
@@ -45,6 +52,32 @@ def test_covariance_is_neither_too_small_nor_too_large(found) -> None:
     assert is_honest(errors, covariances)
     assert not is_honest(errors, 0.1 * covariances)
     assert not is_honest(errors, 10.0 * covariances)
+
+
+def with_bone_beyond(scene: Scene, distance: float) -> Scene:
+    """Return the scene with a flat, very bright echo some px beyond the tip, and its shadow."""
+    pixels = scene.frame.pixels.copy()
+    v, u = np.mgrid[:pixels.shape[0], :pixels.shape[1]]
+    centre = scene.tip + distance * scene.direction
+    squared = ((u - centre[0]) / 14.0) ** 2 + ((v - centre[1]) / 3.0) ** 2
+    decibels = -10.0 * np.log10(np.e) * squared
+    shadow = (v > centre[1]) & (np.abs(u - centre[0]) < 30.0)
+    pixels[shadow] //= 4
+    echo = np.clip(255.0 + 255.0 / 60.0 * (6.0 + decibels), 0.0, 255.0)
+    return Scene(as_frame(np.maximum(pixels, echo).astype(np.uint8)), scene.tip, scene.angle,
+                 scene.length)
+
+
+def test_bone_beyond_the_tip_is_not_taken_for_the_tip() -> None:
+    along = []
+    for seed in range(20):
+        scene = with_bone_beyond(ultrasound_scene(seed, bone=False, longer=400.0), 22.0)
+        needle = UltrasoundNeedleDetector()(scene.frame)
+        if needle is not None and needle.probability >= 0.5:
+            along.append(float(pixel_errors(scene, needle)[0]))
+    assert len(along) >= 15
+    assert np.median(np.abs(along)) < 1.5
+    assert np.mean(np.abs(along) > 5.0) <= 0.1
 
 
 def test_at_most_one_in_a_hundred_images_without_needle_is_reported(detector) -> None:

@@ -19,6 +19,8 @@ GREY: Colour = (150, 150, 150)
 GOOD: Colour = (235, 235, 235)
 ALARM: Colour = (255, 96, 64)
 
+_AIR = 0.5
+"""Attenuation (natural logarithm) below which a ray met no patient to speak of."""
 _SHIFT = 4
 _SUBPIXEL = 1 << _SHIFT
 
@@ -64,8 +66,11 @@ def picture(pixels: Image) -> Image:
     if pixels.dtype != np.uint8:
         # Counts fall exponentially with what they passed; the eye wants what was passed.
         level = cv2.log(np.maximum(pixels, 1).astype(np.float32))
-        # A sixteenth of the pixels tells the window as well as all of them.
-        low, high = np.percentile(level[::4, ::4], (0.5, 99.5))
+        # A sixteenth of the pixels tells the window as well as all of them; rays that met
+        # nothing may be white.
+        some = level[::4, ::4]
+        some = some[some <= max(float(some.max()) - _AIR, float(np.median(some)))]
+        low, high = np.percentile(some, (0.5, 99.0))
         scale = 255.0 / max(float(high - low), 1e-3)
         pixels = np.clip((level - np.float32(low)) * np.float32(scale), 0, 255).astype(np.uint8)
     return np.asarray(cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB))
@@ -149,9 +154,10 @@ def _scale_bar(canvas: Image, projection: Projection, sensor_T_patient: Transfor
     ends = projection.pixels(np.array([[0.0, 0.0, depth], [0.01, 0.0, depth]]))
     length = float(np.linalg.norm(ends[1] - ends[0]))
     right, bottom = canvas.shape[1] - 16, canvas.shape[0] - 40
-    begin = np.array([right - length, float(bottom)])
-    _line(canvas, begin, np.array([float(right), float(bottom)]), GOOD, 2)
-    _text(canvas, '10 mm', (int(begin[0]), bottom - 8), GOOD)
+    begin, end = np.array([right - length, float(bottom)]), np.array([float(right), float(bottom)])
+    for tint, width in (((0, 0, 0), 4), (GOOD, 2)):
+        _line(canvas, begin, end, tint, width)
+    _text(canvas, '10 mm', (int(min(begin[0], right - 55)), bottom - 8), GOOD)
 
 
 def _banner(canvas: Image, reasons: tuple[str, ...]) -> None:

@@ -8,6 +8,9 @@ from hybrid_guidance.fusion.needle_fusion import NeedleFusion
 from hybrid_guidance.geometry.needle import NeedleEstimate
 from hybrid_guidance.geometry.rigid import pose_along
 
+CONTRADICTED_NS = 2_000_000_000
+"""After an X-ray that contradicts ultrasound, another one so soon would show the same."""
+
 
 @dataclass(frozen=True)
 class Advice:
@@ -39,9 +42,12 @@ def advise(fusion: NeedleFusion, stamp_ns: int, source: str, limit: float,
     """
     needle_filter, last = fusion.filter, fusion.last(source)
     state = needle_filter.predict(stamp_ns)
-    if state is None or not fusion.confirmed:
+    if state is None or not fusion.found:
         return Advice(False, float('nan'), float('nan'), 'no needle to look for yet')
     now = _deviation(needle_filter.estimate(state))
+    if fusion.refused(source, stamp_ns - CONTRADICTED_NS):
+        return Advice(False, now, float('nan'), (
+            'not worth it: the last X-ray contradicts ultrasound; see which of them is right'))
     if last is None:
         return Advice(True, now, float('nan'), 'expose: no X-ray has shown the needle yet')
     # As the last one, but of where the needle is by now.

@@ -1,7 +1,7 @@
 """From observations of both modalities to one needle that several of them agree on."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field, replace
 
 from hybrid_guidance.fusion.needle_filter import NeedleFilter, Observation, Update
 
@@ -12,6 +12,7 @@ class _Track:
 
     filter: NeedleFilter
     agreed: int = 0
+    sources: set[str] = field(default_factory=set)
     begun_ns: int = 0
     latest_ns: int = 0
 
@@ -21,28 +22,33 @@ class _Track:
             self.begun_ns = self.begun_ns or observation.stamp_ns
             self.latest_ns = max(self.latest_ns, observation.stamp_ns)
             self.agreed += 1
+            self.sources.add(observation.source)
         return update
 
 
 class NeedleFusion:
     """Keeps the needle that observations agree on, and one rival for when they turn against it.
 
-    A needle counts once ``confirm`` observations agree. What it refuses feeds a rival; the rival
-    takes its place when it is confirmed and nothing has fitted the needle meanwhile.
+    A needle counts once ``confirm`` observations agree and every source in ``needed`` has shown
+    it: fascia can look like a needle in ultrasound, a catheter can in X-ray. What it refuses
+    feeds a rival; the rival takes its place when it is found as often and nothing has fitted the
+    needle meanwhile.
 
     Args:
         make: returns an empty filter.
+        needed: sources that must have shown the needle.
         confirm: observations that must agree.
         recover_s: how long nothing may fit before a confirmed rival takes over, and how long a
             rival lives on nothing.
     """
 
-    def __init__(self, make: Callable[[], NeedleFilter], confirm: int = 5,
-                 recover_s: float = 0.4) -> None:
-        self._make, self._confirm = make, confirm
+    def __init__(self, make: Callable[[], NeedleFilter], needed: Collection[str] = (),
+                 confirm: int = 5, recover_s: float = 0.4) -> None:
+        self._make, self._needed, self._confirm = make, frozenset(needed), confirm
         self._recover_ns = int(recover_s * 1e9)
         self._track, self._rival = _Track(make()), _Track(make())
         self._last: dict[str, Observation] = {}
+        self._refused_ns: dict[str, int] = {}
 
     @property
     def filter(self) -> NeedleFilter:
@@ -51,8 +57,17 @@ class NeedleFusion:
 
     @property
     def confirmed(self) -> bool:
-        """Whether enough observations agree."""
+        """Whether enough observations agree, of every source needed."""
+        return self.found and self._needed <= self._track.sources
+
+    @property
+    def found(self) -> bool:
+        """Whether enough observations agree, of whatever source."""
         return self._track.agreed >= self._confirm
+
+    def refused(self, source: str, since_ns: int) -> bool:
+        """Tell whether a source has contradicted this needle since then."""
+        return self._refused_ns.get(source, since_ns - 1) >= since_ns
 
     def last(self, source: str) -> Observation | None:
         """Return what a source showed last of this needle, if it was believed."""
@@ -63,12 +78,19 @@ class NeedleFusion:
         update = self._track.add(observation)
         if not update.accepted:
             update = self._contradict(observation, update)
-        if update.accepted:
-            self._last[observation.source] = observation
-            if not self.confirmed:
-                return replace(update, accepted=False, state=None, reason=(
-                    f'{self._track.agreed} of {self._confirm} observations that must agree'))
-        return update
+        if not update.accepted:
+            self._refused_ns[observation.source] = observation.stamp_ns
+            return update
+        self._last[observation.source] = observation
+        self._refused_ns.pop(observation.source, None)
+        return update if self.confirmed else replace(
+            update, accepted=False, state=None, reason=self._open())
+
+    def _open(self) -> str:
+        missing = ', '.join(sorted(self._needed - self._track.sources))
+        if self.found:
+            return f'only one modality shows this needle; {missing} does not (yet)'
+        return f'{self._track.agreed} of {self._confirm} observations that must agree'
 
     def _contradict(self, observation: Observation, refused: Update) -> Update:
         rival, stamp = self._rival, observation.stamp_ns
@@ -77,8 +99,9 @@ class NeedleFusion:
         update = rival.add(observation)
         unseen_ns = rival.latest_ns - max(self._track.latest_ns, rival.begun_ns)
         if not update.accepted or rival.agreed < self._confirm or (
-                self.confirmed and unseen_ns < self._recover_ns):
+                self.found and unseen_ns < self._recover_ns):
             return refused
         self._track, self._rival = rival, _Track(self._make())
         self._last.clear()
+        self._refused_ns.clear()
         return replace(update, reason='the needle was found elsewhere; the estimate starts over')

@@ -67,6 +67,16 @@ class Projection:
         homogeneous = points @ self.matrix[:, :3].T + self.matrix[:, 3]
         return np.asarray(homogeneous[..., :2] / homogeneous[..., 2:])
 
+    def corners(self, depth: float) -> Points:
+        """Return the (4, 3) corners of the image in the sensor's frame, clockwise from the first.
+
+        Args:
+            depth: metres, z of the corners of a perspective image; not used for a slice.
+        """
+        right, bottom = self.width - 0.5, self.height - 0.5
+        return self.back_project(np.array([[-0.5, -0.5], [right, -0.5], [right, bottom],
+                                           [-0.5, bottom]]), depth if self.is_perspective else 0.0)
+
     def back_project(self, pixels: Pixels, depth: float | Array = 0.0) -> Points:
         """Return the (..., 3) points in metres on (..., 2) pixels at z = depth (metres).
 

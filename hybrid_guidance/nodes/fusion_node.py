@@ -1,10 +1,9 @@
 """Keeps the frames, and fuses both modalities into one needle."""
 
-from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
-from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
+from diagnostic_msgs.msg import DiagnosticStatus
 from geometry_msgs.msg import PoseWithCovarianceStamped
 from sensor_msgs.msg import CameraInfo
 from std_msgs.msg import Float64
@@ -12,14 +11,7 @@ from std_srvs.srv import Trigger
 
 from hybrid_guidance.calibration.file import Calibration, CalibrationError
 from hybrid_guidance.fusion.advice import advise
-from hybrid_guidance.fusion.needle_filter import (
-    Ending,
-    Motion,
-    NeedleFilter,
-    Observation,
-    State,
-    Update,
-)
+from hybrid_guidance.fusion.needle_filter import Ending, Motion, NeedleFilter, Observation, State
 from hybrid_guidance.fusion.needle_fusion import NeedleFusion
 from hybrid_guidance.fusion.observe import distance_to_shaft, observe
 from hybrid_guidance.geometry.covariance import relative
@@ -31,6 +23,7 @@ from hybrid_guidance.parameters import parameter
 from hybrid_guidance.ros import qos, tf
 from hybrid_guidance.ros.calibration import load_calibrations
 from hybrid_guidance.ros.convert import (
+    advice_message,
     needle_from_message,
     needle_message,
     projection_from_info,
@@ -39,6 +32,7 @@ from hybrid_guidance.ros.convert import (
 )
 from hybrid_guidance.ros.health import ERROR
 from hybrid_guidance.ros.node import GuidanceNode, run
+from hybrid_guidance.ros.waiting import WaitingForPose
 
 SENSORS = {'fluoroscopy': 'fluoroscopy_optical_frame', 'ultrasound': 'ultrasound_image'}
 ENDINGS = {'fluoroscopy': Ending(tip=0.98, memory=0.1, sure=True), 'ultrasound': Ending()}
@@ -69,6 +63,8 @@ class FusionParameters:
                              meaning='no needle for this long is reported')
     confirm: int = parameter(5, low=1, high=100, fixed=True, meaning=(
         'needles that must agree before one is published'))
+    require_both: bool = parameter(True, fixed=True, meaning=(
+        'publish only a needle that X-ray and ultrasound have both shown'))
     recover: float = parameter(0.4, low=0.1, high=60.0, unit='s', fixed=True, meaning=(
         'when nothing fits for this long, a needle seen elsewhere takes over'))
     exposure_limit: float = parameter(0.0012, low=0.0001, high=0.1, unit='m', meaning=(
@@ -82,17 +78,16 @@ class FusionNode(GuidanceNode[FusionParameters]):
         super().__init__('fusion_node', FusionParameters)
         self._static = tf.StaticTransformBroadcaster(self)
         self._broadcaster = tf.TransformBroadcaster(self)
-        self._pose = self.create_publisher(
-            PoseWithCovarianceStamped, 'needle/pose', qos.OBSERVATION)
-        self._consistency = self.create_publisher(Float64, 'fusion/consistency', qos.OBSERVATION)
-        self._advice = self.create_publisher(
-            DiagnosticStatus, 'fusion/exposure_advice', qos.OBSERVATION)
+        publish = self.create_publisher
+        self._pose = publish(PoseWithCovarianceStamped, 'needle/pose', qos.OBSERVATION)
+        self._consistency = publish(Float64, 'fusion/consistency', qos.OBSERVATION)
+        self._advice = publish(DiagnosticStatus, 'fusion/exposure_advice', qos.OBSERVATION)
         self._calibrations: dict[str, Calibration] = {}
         self._fusion = NeedleFusion(lambda: NeedleFilter({}))
-        self._waiting: deque[tuple[str, int, NeedleEstimate]] = deque()
+        self._waiting = WaitingForPose(self, self._fuse, lambda: self.parameters.wait)
         self._projection: Projection | None = None
         self._last_xray: tuple[NeedleEstimate, Transform] | None = None
-        self.listen_to_frames(self._work)
+        self.listen_to_frames(self._waiting.work)
         self.reload()
         for name in SENSORS:
             self.create_subscription(PoseWithCovarianceStamped, f'{name}/needle',
@@ -116,15 +111,15 @@ class FusionNode(GuidanceNode[FusionParameters]):
         motion = Motion(tip=self.parameters.tip_motion, speed=self.parameters.speed_motion)
         self._fusion = NeedleFusion(
             lambda: NeedleFilter(covariances, motion, ENDINGS, self.parameters.gate**2),
+            covariances if self.parameters.require_both else (),
             self.parameters.confirm, self.parameters.recover)
         self._last_xray = None
         now = self.now_ns()
-        self._static.sendTransform([
-            transform_message(item.parent, child, now, item.transform)
-            for child, item in found.items()])
-        missing = [frame for frame in (*SENSORS.values(), 'patient') if frame not in found]
-        self.health.set('calibration', not missing, 'nothing is known of ' + ', '.join(missing)
-                        + f'; add it to {self.parameters.calibration_file}')
+        self._static.sendTransform([transform_message(item.parent, child, now, item.transform)
+                                    for child, item in found.items()])
+        missing = ', '.join({*SENSORS.values(), 'patient'} - set(found))
+        self.health.set('calibration', not missing, (
+            f'nothing is known of {missing}; add it to {self.parameters.calibration_file}'))
 
     def _on_reload(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         self.reload()
@@ -141,45 +136,22 @@ class FusionNode(GuidanceNode[FusionParameters]):
         if message.header.frame_id != frame:
             raise ValueError(f'{name}/needle is in "{message.header.frame_id}", not in "{frame}"')
         if frame in self._calibrations:
-            self._waiting.append((name, stamp_ns(message.header.stamp),
-                                  needle_from_message(message)))
-            self._work()
+            stamp = stamp_ns(message.header.stamp)
+            self._waiting.add(self._calibrations[frame].parent, stamp,
+                              (name, stamp, needle_from_message(message)))
 
-    def _work(self) -> None:
-        """Take every waiting needle whose tracked pose is known by now."""
-        for _ in range(len(self._waiting)):
-            name, stamp, needle = self._waiting.popleft()
-            mount = self._calibrations[SENSORS[name]].parent
-            try:
-                world_T_mount = self.lookup('world', mount, stamp)
-            except (tf.FutureException, tf.LookupException, tf.ConnectivityException) as error:
-                late = (self.now_ns() - stamp) * 1e-9
-                if late < self.parameters.wait:
-                    self._waiting.append((name, stamp, needle))
-                else:
-                    self.health.set(f'tf of {mount}', False, f'not tracked: {error}')
-                continue
-            except tf.TransformException as error:
-                self.health.set(f'tf of {mount}', False, str(error))
-                continue
-            self.health.set(f'tf of {mount}', True)
-            self._fuse(name, stamp, needle, world_T_mount)
-
-    def _fuse(self, name: str, stamp: int, needle: NeedleEstimate,
-              world_T_mount: Transform) -> None:
+    def _fuse(self, seen: tuple[str, int, NeedleEstimate], world_T_mount: Transform) -> None:
+        name, stamp, needle = seen
         mount_T_sensor = self._calibrations[SENSORS[name]].transform
         observation = observe(name, stamp, needle, mount_T_sensor, world_T_mount,
                               self._tracking(name))
         self._compare(name, observation, needle, world_T_mount @ mount_T_sensor)
         update = self._fusion.add(observation)
-        self._tell(name, update)
-        if update.state is not None:
-            self._publish(update.state)
-
-    def _tell(self, name: str, update: Update) -> None:
         self.health.set(f'{name} needle', update.accepted, update.reason)
         if update.accepted and update.reason:
             self.get_logger().warning(update.reason)
+        if update.state is not None:
+            self._publish(update.state)
 
     def _tracking(self, name: str):  # type: ignore[no-untyped-def]
         rotation = (self.parameters.carm_rotation if name == 'fluoroscopy'
@@ -209,21 +181,14 @@ class FusionNode(GuidanceNode[FusionParameters]):
 
     def _watch(self) -> None:
         now, state = self.now_ns(), self._fusion.filter.state
-        seen = state is not None and self._fusion.confirmed
-        age = (now - state.stamp_ns) * 1e-9 if state is not None and seen else np.inf
+        seen = self._fusion.confirmed
+        age = (now - state.stamp_ns) * 1e-9 if seen else np.inf
         self.health.set('needle', age < self.parameters.stale, (
             'not seen any more; the pose is old' if seen else 'not seen yet'))
         refused = self.listener.refused
         self.health.set('tf', not refused, '; '.join(refused.values()))
-        self._advise(now)
-
-    def _advise(self, now: int) -> None:
-        advice = advise(self._fusion, now, 'fluoroscopy', self.parameters.exposure_limit)
-        self._advice.publish(DiagnosticStatus(
-            level=DiagnosticStatus.WARN if advice.expose else DiagnosticStatus.OK,
-            name='exposure', message=advice.reason, values=[
-                KeyValue(key='tip error now, m', value=f'{advice.now:.6f}'),
-                KeyValue(key='tip error after, m', value=f'{advice.after:.6f}')]))
+        self._advice.publish(advice_message(advise(
+            self._fusion, now, 'fluoroscopy', self.parameters.exposure_limit)))
 
 
 def main() -> None:

@@ -63,6 +63,10 @@ class View:
     def __post_init__(self) -> None:
         self.plane = markers.ImagePlane(f'{self.sensor}_plane')
 
+    def keep(self, frame: Frame, frame_id: str) -> None:
+        """Take the newest image."""
+        self.frame, self.frame_id = frame, frame_id
+
 
 class OverlayNode(GuidanceNode[OverlayParameters]):
     """Publishes both overlays and ``guidance/markers``."""
@@ -80,8 +84,7 @@ class OverlayNode(GuidanceNode[OverlayParameters]):
                             for sensor in HOLDS}
         self._markers = self.create_publisher(MarkerArray, 'guidance/markers', qos.STATE)
         for view in self._views:
-            self.subscribe_frames(view.sensor, lambda frame, frame_id, view=view: self._keep(
-                view, frame, frame_id))
+            self.subscribe_frames(view.sensor, view.keep)
         subscribe = self.create_subscription
         subscribe(PoseWithCovarianceStamped, 'needle/pose', self._on_needle, qos.OBSERVATION)
         subscribe(PoseArray, 'plan/waypoints', self._on_path, qos.STATE)
@@ -89,9 +92,6 @@ class OverlayNode(GuidanceNode[OverlayParameters]):
         subscribe(Float64, 'plan/clearance', self._on_clearance, qos.OBSERVATION)
         self.create_timer(1.0 / self.parameters.rate, self._draw)
         self.create_timer(1.0 / self.parameters.plane_rate, self._show_in_space)
-
-    def _keep(self, view: View, frame: Frame, frame_id: str) -> None:
-        view.frame, view.frame_id = frame, frame_id
 
     def _on_needle(self, message: PoseWithCovarianceStamped) -> None:
         needle, stamp = needle_from_message(message), stamp_ns(message.header.stamp)
@@ -112,7 +112,10 @@ class OverlayNode(GuidanceNode[OverlayParameters]):
             if view.frame is None:
                 self.health.set(view.sensor, False, 'no image yet')
                 continue
-            sensor_T_patient, reasons = self._pose_and_doubts(view)
+            try:
+                sensor_T_patient, reasons = self._pose_and_doubts(view)
+            except tf.FutureException:
+                continue  # The pose of the newest image is still on its way.
             scene = self._scene(view, reasons)
             pixels, projection = overlay.reduced(
                 view.frame.pixels, view.frame.projection, self.parameters.largest)
@@ -131,6 +134,10 @@ class OverlayNode(GuidanceNode[OverlayParameters]):
             doubts.append(f'{view.sensor} image is {age:.1f} s old')
         try:
             then = self.lookup(view.frame_id, 'patient', view.frame.stamp_ns)
+        except tf.FutureException as error:
+            if age < self.parameters.stale:
+                raise
+            return None, [*doubts, f'pose of the image unknown: {error}']
         except tf.PastException:
             # An X-ray outlives the history of frames; it may stay while the C-arm stays.
             return None, [*doubts, f'X-ray is {age:.0f} s old: expose again']
@@ -160,7 +167,7 @@ class OverlayNode(GuidanceNode[OverlayParameters]):
                          f'± {sigma * 1e3:.1f}')
         if self._clearance is not None:
             lines.append(f'clearance {self._clearance * 1e3:.1f} mm')
-        ends = (None, None) if self._path is None else (self._path[0], self._path[-1])
+        ends = (None, None) if self._path is None else self._path[[0, -1]]
         return overlay.Scene(needle, self._length, *ends, self.parameters.sigmas,
                              tuple(lines), tuple(doubts))
 
@@ -168,22 +175,17 @@ class OverlayNode(GuidanceNode[OverlayParameters]):
         shown = []
         for view in self._views:
             if view.canvas is not None and view.frame.projection.is_calibrated:
-                frame = view.frame
-                height, width = frame.pixels.shape
-                corners = frame.projection.back_project(
-                    np.array([[-0.5, -0.5], [width - 0.5, -0.5], [width - 0.5, height - 0.5],
-                              [-0.5, height - 0.5]]), self.parameters.plane_depth
-                    if frame.projection.is_perspective else 0.0)
-                small = cv2.resize(view.canvas, (512, 512 * height // width),
-                                   interpolation=cv2.INTER_AREA)
+                height, width = view.frame.pixels.shape
+                corners = view.frame.projection.corners(self.parameters.plane_depth)
+                size = 512, 512 * height // width
+                small = cv2.resize(view.canvas, size, interpolation=cv2.INTER_AREA)
                 # Stamp zero: RViz places it by the newest pose of the sensor.
                 shown += view.plane.show(small, corners, view.frame_id, 0)
         if self._needle is not None:
             needle, stamp = self._needle
             fresh = (self.now_ns() - stamp) * 1e-9 < self.parameters.stale
-            colour = (1.0, 0.84, 0.0, 1.0) if fresh else (0.6, 0.6, 0.6, 0.6)
-            shown += markers.needle('needle', needle.pose, 'patient', 0, self._length,
-                                    colour).markers
+            shown += markers.needle('needle', needle.pose, 'patient', 0, self._length, (
+                (1.0, 0.84, 0.0, 1.0) if fresh else (0.6, 0.6, 0.6, 0.6))).markers
             shown.append(markers.uncertainty(needle.tip, needle.covariance[:3, :3],
                                              self.parameters.sigmas, 'patient', 0))
         if shown:

@@ -15,7 +15,7 @@ from rosbags.interfaces import (
     QosReliability,
     QosTime,
 )
-from rosbags.rosbag2 import StoragePlugin, Writer
+from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
 from hybrid_guidance.parameters import parameter
@@ -44,6 +44,8 @@ class RecorderNode(GuidanceNode[RecorderParameters]):
         if (directory / 'metadata.yaml').exists():
             shutil.rmtree(directory)
         self._writer = Writer(directory, version=9, storage_plugin=StoragePlugin.MCAP)
+        # Chunks of the MCAP are compressed, so that every player reads them as they are.
+        self._writer.set_compression(CompressionMode.STORAGE, CompressionFormat.ZSTD)
         self._writer.open()
         self._types = get_typestore(Stores.ROS2_KILTED)
         self._topics: set[str] = set()

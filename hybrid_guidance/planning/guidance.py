@@ -37,6 +37,7 @@ class GuidanceSettings:
         lateral_doubt: σ of the tip, in a direction, above which it is not moved that way, m.
         angle_doubt: σ of the shaft, about an axis, above which it is not turned about it, rad.
         target_tolerance: distance at which the target counts as reached, m.
+        reach: sideways distance from which a needle is not led at all, m.
         release: distance at which a needle that was there is led again, m.
     """
 
@@ -51,6 +52,7 @@ class GuidanceSettings:
     lateral_doubt: float = 0.0008
     angle_doubt: float = 0.03
     target_tolerance: float = 0.0005
+    reach: float = 0.020
     release: float = 0.0008
 
 
@@ -97,7 +99,11 @@ class Guidance:
     def by_image(self, needle: NeedleEstimate) -> Command:
         """Return the command from the present estimate (in ``patient``)."""
         settings = self.settings
-        z = float(self.path.deviation(needle.tip)[2])
+        x, y, z = self.path.deviation(needle.tip)
+        if np.hypot(x, y) > settings.reach:
+            return Command(Phase.HOLD, needle.pose, (
+                f'{np.hypot(x, y) * 1e3:.0f} mm beside the path: check that this is the needle, '
+                'bring it nearer by hand, or plan anew'))
         depth = self.path.length + z
         if self.reached(needle) or self._held:
             self._held = abs(z) < settings.release

@@ -6,6 +6,7 @@ import math
 import cv2
 import numpy as np
 from builtin_interfaces.msg import Time
+from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 from geometry_msgs.msg import (
     Point,
     Pose,
@@ -19,6 +20,7 @@ from geometry_msgs.msg import Transform as TransformMessage
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2, PointField
 from std_msgs.msg import Header
 
+from hybrid_guidance.fusion.advice import Advice
 from hybrid_guidance.geometry import covariance as pose_covariance
 from hybrid_guidance.geometry.needle import NeedleEstimate
 from hybrid_guidance.geometry.projection import Projection
@@ -240,3 +242,10 @@ def frame_from_messages(image: Image, info: CameraInfo) -> Frame:
                  projection_from_info(info))
 
 
+def advice_message(advice: Advice) -> DiagnosticStatus:
+    """Return an advice as a status: WARN where an exposure is worth its dose."""
+    return DiagnosticStatus(
+        level=DiagnosticStatus.WARN if advice.expose else DiagnosticStatus.OK,
+        name='exposure', message=advice.reason, values=[
+            KeyValue(key='tip error now, m', value=f'{advice.now:.6f}'),
+            KeyValue(key='tip error after, m', value=f'{advice.after:.6f}')])

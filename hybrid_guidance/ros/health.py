@@ -1,9 +1,12 @@
 """What a node says about itself: one line for each thing it depends on, on /diagnostics."""
 
+import re
+
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
 
+_NUMBER = re.compile(r'\d+')
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
 
 
@@ -25,6 +28,8 @@ class Health:
     def set(self, topic: str, good: bool, words: str = '', level: bytes = WARN) -> None:
         """Say that something is good, or what is wrong with it; logged when it changes.
 
+        Words that differ only in their numbers are no change: an age grows all the time.
+
         Args:
             topic: what it is about, for example ``image``.
             good: whether it is as it should be.
@@ -38,7 +43,7 @@ class Health:
             return
         known = self._faults.get(topic)
         self._faults[topic] = (level, words)
-        if known is None or known[1] != words:
+        if known is None or _NUMBER.sub('', known[1]) != _NUMBER.sub('', words):
             log = self._node.get_logger()
             # rclpy tells severities apart by the line of the call: two lines, two severities.
             if level == ERROR:

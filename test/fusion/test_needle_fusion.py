@@ -111,3 +111,26 @@ def test_an_exposure_that_would_change_little_is_not_worth_it(fusion: NeedleFusi
     advice = advise(fusion, int(2.0e9), 'fluoroscopy', 1e-5)
     assert not advice.expose
     assert 'little would change' in advice.reason
+
+
+def test_a_needle_that_only_ultrasound_shows_does_not_count_where_both_are_needed() -> None:
+    fusion = NeedleFusion(lambda: NeedleFilter(CALIBRATION), needed=CALIBRATION)
+    updates = see(fusion, 1.0, 2.0, ELSEWHERE)
+    assert fusion.found
+    assert not any(update.accepted for update in updates)
+    assert 'only one modality' in updates[-1].reason
+    assert advise(fusion, int(2.0e9), 'fluoroscopy', 0.001).expose
+    assert not fusion.add(fluoroscopy(2.0, HERE + [0.03, 0.0, 0.0])).accepted
+    advice = advise(fusion, int(2.1e9), 'fluoroscopy', 0.001)
+    assert not advice.expose
+    assert 'contradicts' in advice.reason
+    assert fusion.add(fluoroscopy(2.2, ELSEWHERE)).accepted
+    assert fusion.confirmed
+
+
+def test_a_needle_takes_over_from_a_look_alike_that_no_xray_shows() -> None:
+    fusion = NeedleFusion(lambda: NeedleFilter(CALIBRATION), needed=CALIBRATION)
+    see(fusion, 1.0, 2.0, ELSEWHERE)
+    see(fusion, 2.0, 3.0)
+    assert fusion.add(fluoroscopy(3.0)).accepted
+    assert np.allclose(fusion.filter.state.tip, HERE, atol=1e-3)

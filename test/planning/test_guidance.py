@@ -109,3 +109,11 @@ def test_at_the_target_it_holds_where_it_is_although_the_estimate_wanders(
     assert command.phase is Phase.HOLD
     assert np.allclose(command.pose, wandered.pose)
     assert guidance.by_image(needle(0.04)).phase is Phase.ADVANCE
+
+
+def test_what_is_far_from_the_path_is_not_led(guidance: Guidance) -> None:
+    far = needle(0.02, (1.1 * SETTINGS.reach, 0, 0, 0, 0, 0))
+    command = guidance.by_image(far)
+    assert command.phase is Phase.HOLD
+    assert np.allclose(command.pose, far.pose)
+    assert 'beside the path' in command.words

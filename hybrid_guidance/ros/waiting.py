@@ -1,0 +1,48 @@
+"""Holds what was observed back until the pose of its sensor at that time has arrived."""
+
+from collections import deque
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+from hybrid_guidance.geometry.types import Transform
+from hybrid_guidance.ros import tf
+from hybrid_guidance.ros.node import GuidanceNode
+
+Thing = TypeVar('Thing')
+
+
+class WaitingForPose(Generic[Thing]):
+    """A queue that is worked off as transforms arrive; nothing is ever extrapolated.
+
+    Args:
+        node: looks poses up and says on its health which are missing.
+        take: called with the thing and (4, 4) ``world_T_frame`` at its stamp.
+        wait_s: returns how long a thing may wait before it is given up.
+    """
+
+    def __init__(self, node: GuidanceNode, take: Callable[[Thing, Transform], None],  # type: ignore[type-arg]
+                 wait_s: Callable[[], float]) -> None:
+        self._node, self._take, self._wait_s = node, take, wait_s
+        self._waiting: deque[tuple[str, int, Thing]] = deque()
+
+    def add(self, frame: str, stamp_ns: int, thing: Thing) -> None:
+        """Take ``thing`` once the pose of ``frame`` at ``stamp_ns`` is known."""
+        self._waiting.append((frame, stamp_ns, thing))
+        self.work()
+
+    def work(self) -> None:
+        """Take everything whose pose is known by now."""
+        for _ in range(len(self._waiting)):
+            frame, stamp, thing = self._waiting.popleft()
+            try:
+                world_T_frame = self._node.lookup('world', frame, stamp)
+            except (tf.FutureException, tf.LookupException, tf.ConnectivityException) as error:
+                if (self._node.now_ns() - stamp) * 1e-9 < self._wait_s():
+                    self._waiting.append((frame, stamp, thing))
+                else:
+                    self._node.health.set(f'tf of {frame}', False, f'not tracked: {error}')
+            except tf.TransformException as error:
+                self._node.health.set(f'tf of {frame}', False, str(error))
+            else:
+                self._node.health.set(f'tf of {frame}', True)
+                self._take(thing, world_T_frame)

@@ -1,0 +1,136 @@
+import numpy as np
+import pytest
+from diagnostic_msgs.msg import DiagnosticStatus
+from geometry_msgs.msg import PoseWithCovarianceStamped
+from std_srvs.srv import Trigger
+
+from hybrid_guidance.geometry.needle import NeedleEstimate
+from hybrid_guidance.geometry.rigid import inverse, pose_along, transform
+from hybrid_guidance.nodes.fusion_node import SENSORS, FusionNode
+from hybrid_guidance.procedure import load_procedure
+from hybrid_guidance.ros import qos, tf
+from hybrid_guidance.ros.calibration import load_calibrations
+from hybrid_guidance.ros.convert import needle_from_message, needle_message, transform_message
+
+PROCEDURE = load_procedure('lumbar_facet_injection')
+NEEDLE = pose_along(PROCEDURE.target, PROCEDURE.target - PROCEDURE.entry)
+SIGHT = {'ultrasound': PROCEDURE.patient_T_ultrasound(),
+         'fluoroscopy': PROCEDURE.patient_T_fluoroscopy()}
+
+
+def noise(name: str, direction: np.ndarray) -> np.ndarray:
+    """A slice across its z is blind to 1 mm and 6°, an X-ray along its z to 0.5 m and 90°."""
+    ray = np.array([0.0, 0.0, 1.0])
+    place, tilt = (1e-3, 0.1) if name == 'ultrasound' else (0.5, np.pi / 2)
+    turn = np.cross(ray, direction)
+    covariance = np.diag([1e-4, 1e-4, 1e-4, 0.005, 0.005, 0.005])**2
+    covariance[:3, :3] += place**2 * np.outer(ray, ray)
+    covariance[3:, 3:] += tilt**2 * np.outer(turn, turn) + 10.0 * np.outer(direction, direction)
+    return covariance
+
+
+class Stage:
+    """Plays trackers to a fusion node, and hears what it makes of them."""
+
+    def __init__(self, peer) -> None:
+        self.peer = peer
+        self.poses: list[PoseWithCovarianceStamped] = []
+        self.advice: list[DiagnosticStatus] = []
+        node = peer.node
+        self.fusion = peer.start(FusionNode)
+        self.calibrations = load_calibrations('simulated')
+        self.broadcaster = tf.TransformBroadcaster(node)
+        self.needles = {name: node.create_publisher(
+            PoseWithCovarianceStamped, f'{name}/needle', qos.OBSERVATION) for name in SENSORS}
+        node.create_subscription(PoseWithCovarianceStamped, 'needle/pose', self.poses.append,
+                                 qos.OBSERVATION)
+        node.create_subscription(DiagnosticStatus, 'fusion/exposure_advice', self.advice.append,
+                                 qos.OBSERVATION)
+        peer.spin(lambda: all(item.get_subscription_count() for item in self.needles.values()))
+        self.track()
+
+    def track(self) -> int:
+        """Tell where both imagers are now; return the stamp."""
+        now = self.fusion.now_ns()
+        world_T_patient = self.calibrations['patient'].transform
+        self.broadcaster.sendTransform([transform_message(
+            'world', self.calibrations[frame].parent, now,
+            world_T_patient @ SIGHT[name] @ inverse(self.calibrations[frame].transform))
+            for name, frame in SENSORS.items()])
+        return now
+
+    def see(self, name: str, patient_T_needle=NEEDLE, frame: str | None = None) -> None:
+        before = self.track()
+        sensor_T_needle = inverse(SIGHT[name]) @ patient_T_needle
+        self.peer.spin_for(0.02)
+        self.track()
+        seen = NeedleEstimate(sensor_T_needle, noise(name, sensor_T_needle[:3, 2]))
+        self.needles[name].publish(needle_message(seen, frame or SENSORS[name], before))
+        self.peer.spin_for(0.02)
+
+
+@pytest.fixture
+def stage(peer) -> Stage:
+    return Stage(peer('ultrasound'))
+
+
+def test_needle_of_both_modalities_is_published_in_patient_where_it_is(stage: Stage) -> None:
+    for _ in range(6):
+        stage.see('ultrasound')
+    assert stage.poses == []
+    assert stage.peer.hears('fusion_node', 'only one modality')
+    stage.see('fluoroscopy')
+    stage.see('ultrasound')
+    stage.peer.spin(lambda: len(stage.poses) >= 2)
+    found = needle_from_message(stage.poses[-1])
+    assert stage.poses[-1].header.frame_id == 'patient'
+    assert np.linalg.norm(found.tip - NEEDLE[:3, 3]) < 2e-4
+    assert 1e-4 < np.sqrt(found.covariance[0, 0]) < 2e-3
+
+
+def test_exposure_is_advised_when_ultrasound_alone_shows_a_needle(stage: Stage) -> None:
+    stage.peer.spin(lambda: len(stage.advice) > 0)
+    assert stage.advice[-1].level == DiagnosticStatus.OK
+    for _ in range(6):
+        stage.see('ultrasound')
+    stage.peer.spin(lambda: stage.advice[-1].level == DiagnosticStatus.WARN)
+    assert 'no X-ray' in stage.advice[-1].message
+
+
+def test_needle_in_a_wrong_frame_is_refused_in_words_and_the_node_lives(stage: Stage) -> None:
+    stage.see('ultrasound', frame='fluoroscopy_optical_frame')
+    stage.peer.spin(lambda: stage.peer.hears('fusion_node', 'fluoroscopy_optical_frame', 'not in'))
+    for _ in range(6):
+        stage.see('ultrasound')
+    stage.see('fluoroscopy')
+    stage.peer.spin(lambda: len(stage.poses) > 0)
+
+
+def test_xray_that_contradicts_ultrasound_is_said_and_nothing_is_published(stage: Stage) -> None:
+    for _ in range(6):
+        stage.see('ultrasound')
+    stage.see('fluoroscopy', transform(translation=np.array([0.0, 0.0, 0.02])) @ NEEDLE)
+    stage.peer.spin(lambda: stage.peer.hears('fusion_node', 'fluoroscopy needle', 'mm beside'))
+    assert stage.poses == []
+    stage.peer.spin(lambda: 'contradicts' in stage.advice[-1].message)
+
+
+def test_needle_without_a_tracked_pose_is_given_up_in_words(stage: Stage) -> None:
+    stage.needles['ultrasound'].publish(needle_message(
+        NeedleEstimate(NEEDLE, noise('ultrasound', NEEDLE[:3, 2])), SENSORS['ultrasound'],
+        stage.fusion.now_ns()))
+    stage.peer.spin_for(0.5)
+    stage.see('fluoroscopy')
+    stage.peer.spin(lambda: stage.poses == [] and not stage.fusion._waiting._waiting)
+
+
+def test_calibration_that_is_gone_is_reported_and_the_old_one_stays(stage: Stage) -> None:
+    stage.fusion.set_parameters([stage.fusion.get_parameter('calibration_file').__class__(
+        'calibration_file', value='nowhere.yaml')])
+    answer = stage.peer.call(Trigger, 'fusion/reload_calibration', Trigger.Request())
+    assert not answer.success
+    assert 'nowhere' in answer.message
+    for _ in range(6):
+        stage.see('ultrasound')
+    stage.see('fluoroscopy')
+    stage.peer.spin(lambda: len(stage.poses) > 0)

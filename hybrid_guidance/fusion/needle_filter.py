@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from hybrid_guidance.geometry.needle import NeedleEstimate
-from hybrid_guidance.geometry.rigid import perpendiculars, pose_along, skew
+from hybrid_guidance.geometry.rigid import cross, perpendiculars, pose_along, skew
 from hybrid_guidance.geometry.types import Array, Points, Transform
 
 BLIND_ROTATION = 0.6
@@ -321,7 +321,7 @@ class NeedleFilter:
         factor = max(2.0e9 * self._motion.blind / max(abs(since), 1), 1.0)**0.5
         needle = observation.needle
         blind = np.linalg.eigh(needle.covariance[:3, :3])[1][:, -1]
-        turn = np.cross(blind, needle.direction)
+        turn = cross(blind, needle.direction)
         stretch = np.eye(6)
         stretch[:3, :3] += (factor - 1.0) * np.outer(blind, blind)
         stretch[3:, 3:] += (factor - 1.0) * np.outer(turn, turn) / max(turn @ turn, 1e-12)
@@ -390,7 +390,7 @@ class NeedleFilter:
         # The true shaft is perpendicular to `axis`; an error of rotation enters by `turn`.
         across = np.stack(perpendiculars(needle.direction))
         select = np.zeros((2 + len(axes), 6))
-        select[:2, :3], select[2:, 3:] = across, np.cross(needle.direction, axes)
+        select[:2, :3], select[2:, 3:] = across, axes @ skew(needle.direction).T
         jacobian = select @ effect
         jacobian[:2, TIP] += across
         jacobian[2:, DIRECTION] += axes @ np.column_stack(perpendiculars(state.direction))

@@ -89,15 +89,19 @@ class OperatorNode(GuidanceNode[OperatorParameters]):
                 self.phase = 'by eye'
         elif self.phase == 'by eye' and self._deviation is not None:
             self.phase = 'guided'
-        elif self.phase == 'guided':
+        if self.phase in ('by eye', 'guided'):
+            self._expose_as_advised()
+        if self.phase == 'guided':
             self._guide()
+
+    def _expose_as_advised(self) -> None:
+        waited = (self.now_ns() - self._exposed_ns) * 1e-9
+        if self._advised and waited >= self.parameters.exposure_interval:
+            self._exposed_ns, self._advised = self.now_ns(), False
+            self._call('fluoroscopy/expose', Trigger.Request(), self._on_exposed)
 
     def _guide(self) -> None:
         now = self.now_ns()
-        waited = (now - self._exposed_ns) * 1e-9 >= self.parameters.exposure_interval
-        if self._advised and waited:
-            self._exposed_ns, self._advised = now, False
-            self._call('fluoroscopy/expose', Trigger.Request(), self._on_exposed)
         there = np.linalg.norm(self._deviation) < self.parameters.tolerance
         if not there:
             self._arrived_ns = 0
@@ -106,12 +110,9 @@ class OperatorNode(GuidanceNode[OperatorParameters]):
         elif (now - self._arrived_ns) * 1e-9 > self.parameters.dwell:
             self._call('plan/approve', SetBool.Request(data=False), lambda answer: None)
             self.phase = 'finished'
-            self._save_pictures('end', self._finish)
+            self._save_pictures('end', lambda: setattr(self, 'done', True))
         if len(self._pictures) == 0 and -self._deviation[2] < 0.5 * self._procedure.path_length:
             self._save_pictures('halfway', lambda: None)
-
-    def _finish(self) -> None:
-        self.done = True
 
     def _on_plan(self, answer: Trigger.Response) -> None:
         self._path_clearance = answer.message

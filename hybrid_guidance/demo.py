@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hybrid_guidance import graph
+from hybrid_guidance.scoring import write_samples
 from hybrid_guidance.supervisor import Supervisor, node_command, ros_arguments
 
 LIMIT_S = 90.0
@@ -74,7 +75,9 @@ def _operate(values: graph.Values, output: Path, supervisor: Supervisor, deaths:
             if operator.phase != phase:
                 phase = operator.phase
                 say(f'{time.monotonic() - begun:6.1f} s  {phase}')
-        return {**operator.summary(), 'duration_s': round(time.monotonic() - begun, 1)}
+        summary = operator.summary()
+        write_samples(output / 'estimates.csv', operator.samples)
+        return {**summary, 'duration_s': round(time.monotonic() - begun, 1)}
 
 
 def table(summary: Mapping[str, Any]) -> str:

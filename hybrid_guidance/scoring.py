@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,14 @@ def percentiles(values: Sequence[float], scale: float = 1.0) -> dict[str, float]
     p50, p95, worst = np.percentile(np.asarray(values) * scale, (50, 95, 100))
     return {'p50': round(float(p50), 4), 'p95': round(float(p95), 4),
             'worst': round(float(worst), 4)}
+
+
+def write_samples(path: Path, samples: Sequence[Sample]) -> None:
+    """Write every comparison as a line of CSV, for whoever wants more than percentiles."""
+    rows = [f'{item.tip_error * 1e3:.4f},{np.degrees(item.angle_error):.4f},{item.nees:.4f}'
+            for item in samples]
+    path.write_text('\n'.join(['tip_error_mm,angle_error_deg,nees', *rows]) + '\n',
+                    encoding='utf-8')
 
 
 def summarise(samples: Sequence[Sample]) -> dict[str, Any]:

@@ -49,7 +49,7 @@ class OperatorNode(GuidanceNode[OperatorParameters]):
         self._procedure = load_procedure(self.parameters.procedure)
         self._truth = GroundTruth(self, ('needle', 'patient'))
         self._pending: list[tuple[int, NeedleEstimate]] = []
-        self._samples: list[Sample] = []
+        self.samples: list[Sample] = []
         self._latency: list[float] = []
         self._deviation: np.ndarray | None = None
         self._numbers: dict[str, float] = {}
@@ -140,7 +140,7 @@ class OperatorNode(GuidanceNode[OperatorParameters]):
             except FrameTreeError:
                 continue
             else:
-                self._samples.append(compare(needle, truth))
+                self.samples.append(compare(needle, truth))
         self._pending = waiting
 
     def _on_deviation(self, message: PointStamped) -> None:
@@ -186,7 +186,7 @@ class OperatorNode(GuidanceNode[OperatorParameters]):
         miss = float(np.linalg.norm(true_tip - self._procedure.target))
         result |= {
             'target_reached': self.phase == 'finished' and miss < 3e-3,
-            'tip_to_target_mm': round(miss * 1e3, 3), **summarise(self._samples),
+            'tip_to_target_mm': round(miss * 1e3, 3), **summarise(self.samples),
             'plan': self._path_clearance,
             'least_clearance_mm': round(self._numbers.get('clearance', np.nan) * 1e3, 2),
             'exposures': self._exposures,

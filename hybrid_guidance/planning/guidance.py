@@ -37,7 +37,7 @@ class GuidanceSettings:
         lateral_doubt: σ of the tip, in a direction, above which it is not moved that way, m.
         angle_doubt: σ of the shaft, about an axis, above which it is not turned about it, rad.
         target_tolerance: distance at which the target counts as reached, m.
-        reach: sideways distance from which a needle is not led at all, m.
+        reach: distance beside the path, or beyond the target, from which a needle is not led, m.
         release: distance at which a needle that was there is led again, m.
     """
 
@@ -100,10 +100,10 @@ class Guidance:
         """Return the command from the present estimate (in ``patient``)."""
         settings = self.settings
         x, y, z = self.path.deviation(needle.tip)
-        if np.hypot(x, y) > settings.reach:
+        if np.hypot(x, y) > settings.reach or z > settings.reach:
             return Command(Phase.HOLD, needle.pose, (
-                f'{np.hypot(x, y) * 1e3:.0f} mm beside the path: check that this is the needle, '
-                'bring it nearer by hand, or plan anew'))
+                f'{max(np.hypot(x, y), z) * 1e3:.0f} mm beside the path or beyond it: check '
+                'that this is the needle, bring it nearer by hand, or plan anew'))
         depth = self.path.length + z
         if self.reached(needle) or self._held:
             self._held = abs(z) < settings.release

@@ -111,8 +111,10 @@ def test_at_the_target_it_holds_where_it_is_although_the_estimate_wanders(
     assert guidance.by_image(needle(0.04)).phase is Phase.ADVANCE
 
 
-def test_what_is_far_from_the_path_is_not_led(guidance: Guidance) -> None:
-    far = needle(0.02, (1.1 * SETTINGS.reach, 0, 0, 0, 0, 0))
+@pytest.mark.parametrize(('depth', 'aside'), [(0.02, 1.1 * SETTINGS.reach),
+                                              (0.05 + 1.1 * SETTINGS.reach, 0.0)])
+def test_what_is_far_from_the_path_is_not_led(guidance: Guidance, depth, aside) -> None:
+    far = needle(depth, (aside, 0, 0, 0, 0, 0))
     command = guidance.by_image(far)
     assert command.phase is Phase.HOLD
     assert np.allclose(command.pose, far.pose)

@@ -1,6 +1,7 @@
 """Drawing what is known over an image: needle, plan, uncertainty, and why it may be wrong."""
 
 from dataclasses import dataclass
+from textwrap import wrap
 
 import cv2
 import numpy as np
@@ -9,6 +10,7 @@ from hybrid_guidance.geometry.needle import NeedleEstimate, shaft
 from hybrid_guidance.geometry.projection import Projection
 from hybrid_guidance.geometry.rigid import transform_points
 from hybrid_guidance.geometry.types import Array, Image, Pixels, Points, Transform
+from hybrid_guidance.imaging.grey import counts_to_grey
 
 Colour = tuple[int, int, int]
 
@@ -19,8 +21,8 @@ GREY: Colour = (150, 150, 150)
 GOOD: Colour = (235, 235, 235)
 ALARM: Colour = (255, 96, 64)
 
-_AIR = 0.5
-"""Attenuation (natural logarithm) below which a ray met no patient to speak of."""
+_LETTER = 11
+"""px, width of a letter."""
 _SHIFT = 4
 _SUBPIXEL = 1 << _SHIFT
 
@@ -63,17 +65,8 @@ def reduced(pixels: Image, projection: Projection, largest: int) -> tuple[Image,
 
 def picture(pixels: Image) -> Image:
     """Return (H, W) uint8 or uint16 grey levels as (H, W, 3) uint8 RGB; 16 bit by logarithm."""
-    if pixels.dtype != np.uint8:
-        # Counts fall exponentially with what they passed; the eye wants what was passed.
-        level = cv2.log(np.maximum(pixels, 1).astype(np.float32))
-        # A sixteenth of the pixels tells the window as well as all of them; rays that met
-        # nothing may be white.
-        some = level[::4, ::4]
-        some = some[some <= max(float(some.max()) - _AIR, float(np.median(some)))]
-        low, high = np.percentile(some, (0.5, 99.0))
-        scale = 255.0 / max(float(high - low), 1e-3)
-        pixels = np.clip((level - np.float32(low)) * np.float32(scale), 0, 255).astype(np.uint8)
-    return np.asarray(cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB))
+    grey = pixels if pixels.dtype == np.uint8 else counts_to_grey(pixels)
+    return np.asarray(cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB))
 
 
 def draw(canvas: Image, projection: Projection, sensor_T_patient: Transform | None,
@@ -163,11 +156,12 @@ def _scale_bar(canvas: Image, projection: Projection, sensor_T_patient: Transfor
 def _banner(canvas: Image, reasons: tuple[str, ...]) -> None:
     if not reasons:
         return
-    height = 8 + 22 * len(reasons)
-    top = canvas.shape[0] - height
+    columns = max(canvas.shape[1] // _LETTER - 2, 10)
+    lines = [line for reason in reasons for line in wrap(reason, columns)]
+    top = max(canvas.shape[0] - 8 - 22 * len(lines), 0)
     canvas[top:] = canvas[top:] // 4
-    for number, reason in enumerate(reasons):
-        _text(canvas, reason, (12, top + 20 + 22 * number), ALARM)
+    for number, line in enumerate(lines):
+        _text(canvas, line, (12, top + 20 + 22 * number), ALARM)
 
 
 def _text(canvas: Image, text: str, place: tuple[int, int], colour: Colour) -> None:

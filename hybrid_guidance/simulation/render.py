@@ -10,11 +10,12 @@ import numpy as np
 from hybrid_guidance.geometry.projection import Projection
 from hybrid_guidance.geometry.rigid import inverse, transform_points
 from hybrid_guidance.geometry.types import Image, Transform
+from hybrid_guidance.imaging.grey import counts_to_grey
 from hybrid_guidance.procedure import Procedure
 from hybrid_guidance.simulation.anatomy import Patient, build_patient
 from hybrid_guidance.simulation.instruments import Needle, needle_on_path
 from hybrid_guidance.simulation.ultrasound import Scan, UltrasoundRenderer
-from hybrid_guidance.simulation.xray import Technique, XrayRenderer, display
+from hybrid_guidance.simulation.xray import Technique, XrayRenderer
 
 
 class RenderError(OSError):
@@ -77,7 +78,7 @@ def render(procedure: Procedure, seed: int, needle_depth: float | None,
         procedure.patient_T_ultrasound(), [needle])
     truth = _truth(procedure, seed, patient, needle)
     try:
-        _write(output / 'fluoroscopy.png', display(counts))
+        _write(output / 'fluoroscopy.png', counts_to_grey(counts))
         _write(output / 'fluoroscopy_raw.png', counts)
         _write(output / 'ultrasound.png', slice_)
         (output / 'truth.json').write_text(json.dumps(truth, indent=2) + '\n', encoding='utf-8')

@@ -422,14 +422,6 @@ class _Cylinder:
                                      - np.maximum(near, np.minimum(first, last)), 0.0))
 
 
-def display(counts: NDArray[np.uint16]) -> NDArray[np.uint8]:
-    """Return an (H, W) uint8 picture for the eye: logarithmic, air bright, 1 to 99 % shown."""
-    picture = cv2.log(counts.astype(np.float32) + np.float32(30.0))
-    low, high = np.percentile(picture[::8, ::8], (0.3, 97.0))
-    grey = np.clip((picture - low) * (255.0 / max(high - low, 1e-6)), 0, 255)
-    return np.asarray(grey, np.uint8)
-
-
 def _spectrum(kvp: float) -> tuple[float, ...]:
     """Return the weights of the energy bins: harder with voltage, equal sum."""
     tilt = (kvp - 80.0) / 80.0

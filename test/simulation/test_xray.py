@@ -12,7 +12,7 @@ from hybrid_guidance.simulation.anatomy import Grid, Patient, build_patient, emp
 from hybrid_guidance.simulation.instruments import Needle
 from hybrid_guidance.simulation.render import procedure_needle, xray_renderer
 from hybrid_guidance.simulation.tissues import Tissue
-from hybrid_guidance.simulation.xray import STEEL, Technique, XrayRenderer, display
+from hybrid_guidance.simulation.xray import STEEL, Technique, XrayRenderer
 
 SIZE = 256
 PROJECTION = Projection.perspective((SIZE / 0.3, SIZE / 0.3), ((SIZE - 1) / 2,) * 2, (SIZE, SIZE))
@@ -276,11 +276,3 @@ def test_scatter_is_the_share_that_was_asked_for(patient: Patient) -> None:
         picture = renderer.expected(pose)
         means.append(picture[picture < 0.4 * renderer._photons].mean())
     assert means[1] / means[0] == pytest.approx(1.5, abs=0.1)
-
-
-def test_display_is_eight_bit_and_keeps_air_bright() -> None:
-    counts = np.full((64, 64), 50000, np.uint16)
-    counts[:, :32] = 500
-    grey = display(counts)
-    assert grey.dtype == np.uint8
-    assert grey[0, 60] > grey[0, 4]

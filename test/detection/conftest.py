@@ -190,3 +190,10 @@ def is_honest(errors: np.ndarray, covariances: np.ndarray) -> bool:
     squared = np.einsum('ni,nij,nj->n', errors, np.linalg.inv(covariances), errors)
     return bool(0.9 < np.median(squared) < 5.0 and np.mean(squared < 7.81) > 0.75
                 and 1.2 < np.mean(np.minimum(squared, 25.0)) < 7.0)
+
+
+def reported(detector, scenes, seeds) -> list:
+    """Return (scene, needle) of every seeded image in which a needle is reported."""
+    pairs = [(scene := scenes(seed), detector(scene.frame)) for seed in seeds]
+    return [(scene, needle) for scene, needle in pairs
+            if needle is not None and needle.probability >= 0.5]

@@ -12,7 +12,14 @@ from hybrid_guidance.detection.track import Track, geometry
 from hybrid_guidance.detection.ultrasound import UltrasoundNeedleDetector
 from hybrid_guidance.detection.xray import XrayNeedleDetector
 
-from .conftest import Scene, as_frame, pixel_errors, ultrasound_scene, xray_scene
+from .conftest import (
+    Scene,
+    as_frame,
+    is_honest,
+    pixel_errors,
+    ultrasound_scene,
+    xray_scene,
+)
 
 MODALITIES = [pytest.param(XrayNeedleDetector, xray_scene, id='xray'),
               pytest.param(UltrasoundNeedleDetector, ultrasound_scene, id='ultrasound')]
@@ -48,7 +55,7 @@ def test_followed_needle_is_where_a_detector_without_memory_finds_it(
         detector: type, scenes: Scenes) -> None:
     seeds = certain_seeds(detector, scenes)
     assert len(seeds) >= len(SEEDS) / 2
-    errors = []
+    errors, covariances = [], []
     for seed in seeds:
         follow = detector()
         for along in np.arange(0.0, 15.0, 3.0):
@@ -57,9 +64,11 @@ def test_followed_needle_is_where_a_detector_without_memory_finds_it(
             if fresh is not None:
                 assert tracked is not None
                 errors.append([pixel_errors(scene, tracked), pixel_errors(scene, fresh)])
+                covariances.append(tracked.covariance)
     tracked_errors, fresh_errors = np.abs(np.array(errors)).transpose(1, 0, 2)
     apart = np.abs(np.diff(np.array(errors), axis=1))[:, 0]
     assert np.percentile(apart[:, :2], 90) < 0.25
+    assert is_honest(np.array(errors)[:, 0], np.array(covariances))
     assert np.max(apart[:, :2]) < 1.0
     assert np.rad2deg(np.max(apart[:, 2])) < 0.3
     assert np.all(tracked_errors.mean(axis=0) < 1.1 * fresh_errors.mean(axis=0))

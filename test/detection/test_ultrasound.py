@@ -11,6 +11,7 @@ from .conftest import (
     is_honest,
     pixel_errors,
     plus_frames,
+    reported,
     ultrasound_scene,
 )
 
@@ -24,14 +25,7 @@ def detector() -> UltrasoundNeedleDetector:
 
 @pytest.fixture(scope='module')
 def found(detector) -> list:
-    """(scene, needle) of every seeded image in which a needle is reported."""
-    pairs = []
-    for seed in SEEDS:
-        scene = ultrasound_scene(seed)
-        needle = detector(scene.frame)
-        if needle is not None and needle.probability >= 0.5:
-            pairs.append((scene, needle))
-    return pairs
+    return reported(detector, ultrasound_scene, SEEDS)
 
 
 def test_most_needles_are_reported(found) -> None:

@@ -5,7 +5,7 @@ import pytest
 
 from hybrid_guidance.detection.xray import XrayNeedleDetector
 
-from .conftest import as_frame, is_honest, pixel_errors, xray_scene
+from .conftest import as_frame, is_honest, pixel_errors, reported, xray_scene
 
 SEEDS = range(70)
 
@@ -17,14 +17,7 @@ def detector() -> XrayNeedleDetector:
 
 @pytest.fixture(scope='module')
 def found(detector) -> list:
-    """(scene, needle) of every seeded image in which a needle is reported."""
-    pairs = []
-    for seed in SEEDS:
-        scene = xray_scene(seed)
-        needle = detector(scene.frame)
-        if needle is not None and needle.probability >= 0.5:
-            pairs.append((scene, needle))
-    return pairs
+    return reported(detector, xray_scene, SEEDS)
 
 
 def test_most_needles_are_reported(found) -> None:

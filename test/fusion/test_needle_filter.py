@@ -205,8 +205,13 @@ def test_trust_in_an_end_is_lost_at_once_and_regained_slowly() -> None:
     trust = [needle_filter.add(shortened(bench.ultrasound(2.5), 0.004)).state.ends[0]]
     trust += [needle_filter.add(bench.ultrasound(2.5 + step / 30)).state.ends[0]
               for step in range(1, 60)]
-    assert trust[0] < 0.1
-    assert trust[5] < 0.4 < 0.7 < trust[-1]
+    ending = Ending()
+    floor = 1.0 - ending.tip
+    # Closed form: with perfect fits each frame regains the share Δt / memory of what is missing.
+    fastest = 1.0 - (1.0 - floor) * (1.0 - 1.0 / 30.0 / ending.memory)**np.arange(60)
+    assert trust[0] <= floor
+    assert np.all(trust <= fastest + 1e-9)
+    assert trust[-1] > 0.5 * (floor + fastest[-1])
 
 
 def test_a_sure_end_overrules_an_estimate_led_astray() -> None:
@@ -221,7 +226,9 @@ def test_a_sure_end_overrules_an_estimate_led_astray() -> None:
         assert along(bench, needle_filter) > 0.003
         assert needle_filter.add(bench.fluoroscopy(2.6)).accepted
         errors.append(abs(along(bench, needle_filter)))
-    assert errors[0] < 0.0015 < errors[1]
+    # Three σ of one X-ray: its noise, and its calibration with the rotation's lever of 0.8 m.
+    bound = 3.0 * np.linalg.norm([0.2e-3, 0.3e-3, 0.8 * 0.0005])
+    assert errors[0] < bound < errors[1]
 
 
 def test_where_a_slice_is_blind_many_images_know_no_more_than_one() -> None:

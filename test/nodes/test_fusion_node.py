@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from diagnostic_msgs.msg import DiagnosticStatus
 from geometry_msgs.msg import PoseWithCovarianceStamped
+from rclpy.parameter import Parameter
 from std_srvs.srv import Trigger
 
 from hybrid_guidance.geometry.needle import NeedleEstimate
@@ -116,17 +117,20 @@ def test_xray_that_contradicts_ultrasound_is_said_and_nothing_is_published(stage
 
 
 def test_needle_without_a_tracked_pose_is_given_up_in_words(stage: Stage) -> None:
-    stage.needles['ultrasound'].publish(needle_message(
-        NeedleEstimate(NEEDLE, noise('ultrasound', NEEDLE[:3, 2])), SENSORS['ultrasound'],
-        stage.fusion.now_ns()))
-    stage.peer.spin_for(0.5)
-    stage.see('fluoroscopy')
-    stage.peer.spin(lambda: stage.poses == [] and not stage.fusion._waiting._waiting)
+    def see_untracked() -> None:
+        stage.needles['ultrasound'].publish(needle_message(
+            NeedleEstimate(NEEDLE, noise('ultrasound', NEEDLE[:3, 2])), SENSORS['ultrasound'],
+            stage.fusion.now_ns()))
+    see_untracked()
+    stage.peer.spin_for(1.5 * stage.fusion.parameters.wait)
+    assert not stage.peer.hears('fusion_node', 'not tracked')
+    see_untracked()
+    stage.peer.spin(lambda: stage.peer.hears('fusion_node', 'ultrasound_probe', 'not tracked'))
+    assert stage.poses == []
 
 
 def test_calibration_that_is_gone_is_reported_and_the_old_one_stays(stage: Stage) -> None:
-    stage.fusion.set_parameters([stage.fusion.get_parameter('calibration_file').__class__(
-        'calibration_file', value='nowhere.yaml')])
+    stage.fusion.set_parameters([Parameter('calibration_file', value='nowhere.yaml')])
     answer = stage.peer.call(Trigger, 'fusion/reload_calibration', Trigger.Request())
     assert not answer.success
     assert 'nowhere' in answer.message

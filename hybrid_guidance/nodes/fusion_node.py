@@ -117,11 +117,11 @@ class FusionNode(GuidanceNode[FusionParameters]):
         now = self.now_ns()
         self._static.sendTransform([transform_message(item.parent, child, now, item.transform)
                                     for child, item in found.items()])
-        missing = ', '.join({*SENSORS.values(), 'patient'} - set(found))
+        missing = ', '.join(sorted({*SENSORS.values(), 'patient'} - set(found)))
         self.health.set('calibration', not missing, (
             f'nothing is known of {missing}; add it to {self.parameters.calibration_file}'))
 
-    def _on_reload(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+    def _on_reload(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         self.reload()
         response.message = self.health.faults.get('calibration', 'calibration in use')
         response.success = 'calibration' not in self.health.faults
@@ -172,9 +172,9 @@ class FusionNode(GuidanceNode[FusionParameters]):
         registration = self._calibrations.get('patient')
         if registration is not None:
             patient = NeedleEstimate(
-                inverse(registration.transform) @ in_world.pose,
-                relative(registration.transform, registration.covariance,
-                         in_world.pose, in_world.covariance))
+                inverse(registration.transform) @ in_world.pose, relative(
+                    registration.transform, registration.covariance,
+                    in_world.pose, in_world.covariance))
             self._pose.publish(needle_message(patient, 'patient', state.stamp_ns))
         self._broadcaster.sendTransform(
             transform_message('world', 'needle_tip', state.stamp_ns, in_world.pose))
@@ -185,10 +185,10 @@ class FusionNode(GuidanceNode[FusionParameters]):
         age = (now - state.stamp_ns) * 1e-9 if seen else np.inf
         self.health.set('needle', age < self.parameters.stale, (
             'not seen any more; the pose is old' if seen else 'not seen yet'))
-        refused = self.listener.refused
-        self.health.set('tf', not refused, '; '.join(refused.values()))
-        self._advice.publish(advice_message(advise(
-            self._fusion, now, 'fluoroscopy', self.parameters.exposure_limit)))
+        self.health.set('tf', not self.listener.refused, '; '.join(self.listener.refused.values()))
+        if self._advice.get_subscription_count():
+            self._advice.publish(advice_message(advise(
+                self._fusion, now, 'fluoroscopy', self.parameters.exposure_limit)))
 
 
 def main() -> None:

@@ -95,24 +95,26 @@ class OperatorNode(GuidanceNode[OperatorParameters]):
             self._guide()
 
     def _expose_as_advised(self) -> None:
-        waited = (self.now_ns() - self._exposed_ns) * 1e-9
-        if self._advised and waited >= self.parameters.exposure_interval:
-            self._exposed_ns, self._advised = self.now_ns(), False
+        now = self.now_ns()
+        if self._advised and (now - self._exposed_ns) * 1e-9 >= self.parameters.exposure_interval:
+            self._exposed_ns, self._advised = now, False
             self._call('fluoroscopy/expose', Trigger.Request(), self._on_exposed)
 
     def _guide(self) -> None:
         now = self.now_ns()
-        there = np.linalg.norm(self._deviation) < self.parameters.tolerance
-        if not there:
+        if np.linalg.norm(self._deviation) >= self.parameters.tolerance:
             self._arrived_ns = 0
         elif not self._arrived_ns:
             self._arrived_ns = now
         elif (now - self._arrived_ns) * 1e-9 > self.parameters.dwell:
             self._call('plan/approve', SetBool.Request(data=False), lambda answer: None)
             self.phase = 'finished'
-            self._save_pictures('end', lambda: setattr(self, 'done', True))
+            self._save_pictures('end', self._finish)
         if len(self._pictures) == 0 and -self._deviation[2] < 0.5 * self._procedure.path_length:
             self._save_pictures('halfway', lambda: None)
+
+    def _finish(self) -> None:
+        self.done = True
 
     def _on_plan(self, answer: Trigger.Response) -> None:
         self._path_clearance = answer.message
@@ -165,8 +167,7 @@ class OperatorNode(GuidanceNode[OperatorParameters]):
                 return
             missing.discard(sensor)
             rgb = np.frombuffer(message.data, np.uint8).reshape(message.height, message.width, 3)
-            cv2.imwrite(str(Path(self.parameters.output) / f'{sensor}_{when}.png'),
-                        cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))
+            cv2.imwrite(f'{self.parameters.output}/{sensor}_{when}.png', rgb[..., ::-1])
             if not missing:
                 then()
 
@@ -193,8 +194,7 @@ class OperatorNode(GuidanceNode[OperatorParameters]):
             'air_kerma_mgy': round(self._numbers.get('fluoroscopy/air_kerma', 0.0) * 1e3, 5),
             'kerma_area_product_cgycm2': round(
                 self._numbers.get('fluoroscopy/kerma_area_product', 0.0) * 1e6, 5),
-            'frames': dict(self._published),
-            'frames_lost': {name: max(self._published[name] - self._processed[name], 0)
-                            for name in SENSORS},
+            'frames': dict(self._published), 'frames_lost': {
+                name: max(self._published[name] - self._processed[name], 0) for name in SENSORS},
             'latency_ms': percentiles(self._latency, 1e3)}
         return result

@@ -34,6 +34,7 @@ class GuidanceSettings:
         lateral_tolerance: sideways deviation that is corrected before advancing, m.
         angle_tolerance: deviation of the shaft that is corrected before advancing, rad.
         depth_doubt: σ of the tip along the path above which it is not advanced, m.
+        target_doubt: the same at the target; it grows by ``slow_down`` with the distance.
         lateral_doubt: σ of the tip, in a direction, above which it is not moved that way, m.
         angle_doubt: σ of the shaft, about an axis, above which it is not turned about it, rad.
         target_tolerance: distance at which the target counts as reached, m.
@@ -49,6 +50,7 @@ class GuidanceSettings:
     lateral_tolerance: float = 0.0015
     angle_tolerance: float = 0.05
     depth_doubt: float = 0.0010
+    target_doubt: float = 0.0006
     lateral_doubt: float = 0.0008
     angle_doubt: float = 0.03
     target_tolerance: float = 0.0005
@@ -132,7 +134,8 @@ class Guidance:
         slower the less sure the depth is.
         """
         settings = self.settings
-        doubt = min(settings.depth_doubt, 0.6 * settings.depth_doubt + 0.2 * abs(z))
+        doubt = min(settings.depth_doubt, settings.target_doubt + settings.slow_down * abs(z))
+        # All of the step up to half the σ that stops it, then less in proportion.
         sure = min(max(2.0 - 2.0 * deviation / doubt, 0.0), 1.0)
         return sure * min(settings.step, settings.slow_down * abs(z)
                           + settings.target_tolerance / 2)

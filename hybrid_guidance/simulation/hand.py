@@ -112,7 +112,8 @@ class Hand:
         if self._bone is None or np.linalg.norm(tip + step - self._free[0]) < self._free[1]:
             return False
         before, after = self._bone(np.stack([tip, tip + step]))
-        self._free = tip + step, float(after)
+        # Where shapes blend, their field can overstate a distance; half of it is safe.
+        self._free = tip + step, 0.5 * float(after)
         return bool(after < 0.0 and after < before)
 
     def _shake(self, dt: float) -> None:

@@ -7,7 +7,11 @@ import numpy as np
 
 from hybrid_guidance.geometry.covariance import distance_deviation
 from hybrid_guidance.geometry.needle import NeedleEstimate
-from hybrid_guidance.geometry.rigid import perpendiculars, rotation_from_vector
+from hybrid_guidance.geometry.rigid import (
+    angle_between,
+    perpendiculars,
+    rotation_from_vector,
+)
 from hybrid_guidance.geometry.types import Array, Transform
 from hybrid_guidance.planning.path import Path
 
@@ -29,6 +33,8 @@ class GuidanceSettings:
         standoff: how far outside the skin the approach ends, m.
         first_depth: how far the needle goes in before an image has shown it, m.
         dwell: how long an approach by eye is given, s.
+        patience: how long a needle inserted by eye may stay unseen, s.
+        retreat: how long it is given to be drawn back to the skin, to be aimed anew, s.
         step: largest advance in one command, m.
         slow_down: largest advance as a share of the way still to go.
         lateral_tolerance: sideways deviation that is corrected before advancing, m.
@@ -39,12 +45,15 @@ class GuidanceSettings:
         angle_doubt: σ of the shaft, about an axis, above which it is not turned about it, rad.
         target_tolerance: distance at which the target counts as reached, m.
         reach: distance beside the path, or beyond the target, from which a needle is not led, m.
+        angle_reach: angle to the path from which a needle is not led, rad.
         release: distance at which a needle that was there is led again, m.
     """
 
     standoff: float = 0.015
     first_depth: float = 0.020
     dwell: float = 2.0
+    patience: float = 12.0
+    retreat: float = 8.0
     step: float = 0.004
     slow_down: float = 0.2
     lateral_tolerance: float = 0.0015
@@ -55,6 +64,7 @@ class GuidanceSettings:
     angle_doubt: float = 0.03
     target_tolerance: float = 0.0005
     reach: float = 0.020
+    angle_reach: float = 0.35
     release: float = 0.0008
 
 
@@ -91,10 +101,16 @@ class Guidance:
         """Return the command while no image has shown the needle yet."""
         if self._started_ns is None:
             self._started_ns = now_ns
-        if (now_ns - self._started_ns) * 1e-9 < self.settings.dwell:
-            return Command(Phase.APPROACH, self.path.pose_at(-self.settings.standoff),
-                           'bring the needle to the skin mark, aligned')
-        depth = min(self.settings.first_depth, self.path.length / 2)
+        settings = self.settings
+        outside = self.path.pose_at(-settings.standoff)
+        elapsed = (now_ns - self._started_ns) * 1e-9 - settings.dwell
+        if elapsed < 0.0:
+            return Command(Phase.APPROACH, outside, 'bring the needle to the skin mark, aligned')
+        if elapsed % (settings.patience + settings.retreat) > settings.patience:
+            return Command(Phase.APPROACH, outside, (
+                'no image shows the needle: draw it back to the skin and aim again, in the '
+                'plane of the ultrasound image'))
+        depth = min(settings.first_depth, self.path.length / 2)
         return Command(Phase.ALIGN, self.path.pose_at(depth),
                        f'insert {depth * 1e3:.0f} mm, until ultrasound shows the needle')
 
@@ -102,10 +118,11 @@ class Guidance:
         """Return the command from the present estimate (in ``patient``)."""
         settings = self.settings
         x, y, z = self.path.deviation(needle.tip)
-        if np.hypot(x, y) > settings.reach or z > settings.reach:
+        astray = self._astray(needle, float(np.hypot(x, y)), z)
+        if astray:
             return Command(Phase.HOLD, needle.pose, (
-                f'{max(np.hypot(x, y), z) * 1e3:.0f} mm beside the path or beyond it: check '
-                'that this is the needle, bring it nearer by hand, or plan anew'))
+                f'{astray} the path: check that this is the needle, bring it nearer by hand, '
+                'or plan anew'))
         depth = self.path.length + z
         if self.reached(needle) or self._held:
             self._held = abs(z) < settings.release
@@ -126,6 +143,13 @@ class Guidance:
             return Command(Phase.HOLD, straight, 'wait: the depth is in doubt; expose')
         straight[:3, 3] += min(max(-z, -step), step) * self.path.direction
         return Command(Phase.ADVANCE, straight, f'advance {-z * 1e3:.1f} mm')
+
+    def _astray(self, needle: NeedleEstimate, aside: float, beyond: float) -> str:
+        """Return in words how far a needle is from one that could be led; '' if not."""
+        angle = angle_between(needle.direction, self.path.direction)
+        if max(aside, beyond) > self.settings.reach:
+            return f'{max(aside, beyond) * 1e3:.0f} mm beside or beyond'
+        return f'{np.degrees(angle):.0f}° off' if angle > self.settings.angle_reach else ''
 
     def _step(self, z: float, deviation: float) -> float:
         """Return how far to advance at once, z metres before or behind the target, at this σ.

@@ -27,6 +27,7 @@ class HandSkill:
         tremor_time: correlation time of the tremor, s.
         eye_position: how far off a place found by eye is, m.
         eye_rotation: how far off a direction set by eye is, rad.
+        aim: a goal by eye that lies further ahead than this is aimed at anew, m.
     """
 
     speed: float = 0.006
@@ -36,6 +37,7 @@ class HandSkill:
     tremor_time: float = 0.2
     eye_position: float = 1.5e-3
     eye_rotation: float = 0.025
+    aim: float = 0.010
 
 
 class Hand:
@@ -62,8 +64,9 @@ class Hand:
         self._skill = skill
         self._random = np.random.default_rng([seed, 0x0a3])
         self._tremor = np.zeros(6)
-        self._eye = self._random.standard_normal(6) * ([skill.eye_position] * 3
-                                                       + [skill.eye_rotation] * 3)
+        self._eyes = np.random.default_rng([seed, 0x0e7])
+        self._eye = np.zeros(6)
+        self._aimed: Points | None = None
         self._goal: Transform | None = None
 
     @property
@@ -80,9 +83,17 @@ class Hand:
             held_then: (4, 4) ``held`` at that moment.
         """
         if shown is None:
+            self._aim(told)
             self._goal = perturbed(told, self._eye)
         else:
             self._goal = held_then @ inverse(shown) @ told
+
+    def _aim(self, told: Transform) -> None:
+        skill, tip = self._skill, told[:3, 3]
+        if self._aimed is None or float((tip - self._aimed) @ told[:3, 2]) > skill.aim:
+            self._eye = self._eyes.standard_normal(6) * ([skill.eye_position] * 3
+                                                         + [skill.eye_rotation] * 3)
+        self._aimed = tip
 
     def stop(self) -> None:
         """Keep still."""

@@ -32,6 +32,17 @@ def test_by_eye_it_approaches_then_goes_no_deeper_than_allowed(guidance: Guidanc
     assert PATH.deviation(later.pose[:3, 3])[2] == pytest.approx(-0.05 + SETTINGS.first_depth)
 
 
+def test_a_needle_inserted_by_eye_and_not_seen_is_drawn_back_and_tried_again(
+        guidance: Guidance) -> None:
+    times = np.arange(0.0, SETTINGS.dwell + 2 * SETTINGS.patience + SETTINGS.retreat, 0.1)
+    depths = np.array([PATH.length + PATH.deviation(
+        guidance.by_eye(10**9 + int(time * 1e9)).pose[:3, 3])[2] for time in times])
+    inside = depths > 0.0
+    assert np.count_nonzero(np.diff(inside.astype(int)) > 0) == 2
+    assert np.min(depths) == pytest.approx(-SETTINGS.standoff)
+    assert np.sum(inside) * 0.1 == pytest.approx(2 * SETTINGS.patience, abs=0.3)
+
+
 def test_on_the_path_it_advances_one_step(guidance: Guidance) -> None:
     command = guidance.by_image(needle(0.02))
     assert command.phase is Phase.ADVANCE
@@ -111,11 +122,12 @@ def test_at_the_target_it_holds_where_it_is_although_the_estimate_wanders(
     assert guidance.by_image(needle(0.04)).phase is Phase.ADVANCE
 
 
-@pytest.mark.parametrize(('depth', 'aside'), [(0.02, 1.1 * SETTINGS.reach),
-                                              (0.05 + 1.1 * SETTINGS.reach, 0.0)])
-def test_what_is_far_from_the_path_is_not_led(guidance: Guidance, depth, aside) -> None:
-    far = needle(depth, (aside, 0, 0, 0, 0, 0))
+@pytest.mark.parametrize(('depth', 'aside', 'turn'), [
+    (0.02, 1.1 * SETTINGS.reach, 0.0), (0.05 + 1.1 * SETTINGS.reach, 0.0, 0.0),
+    (0.02, 0.0, 1.1 * SETTINGS.angle_reach)], ids=['beside', 'beyond', 'turned'])
+def test_what_is_far_from_the_path_is_not_led(guidance: Guidance, depth, aside, turn) -> None:
+    far = needle(depth, (aside, 0, 0, turn, 0, 0))
     command = guidance.by_image(far)
     assert command.phase is Phase.HOLD
     assert np.allclose(command.pose, far.pose)
-    assert 'beside the path' in command.words
+    assert 'check that this is the needle' in command.words

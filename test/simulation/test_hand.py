@@ -58,3 +58,17 @@ def test_stopped_it_keeps_still() -> None:
     hand.stop()
     wait(hand, 1.0)
     assert np.allclose(hand.held, START)
+
+
+def test_by_eye_it_errs_alike_until_it_aims_anew() -> None:
+    """A goal a little ahead, or behind, is the same attempt; one far ahead is another."""
+    skill = HandSkill()
+    hand = Hand(START, skill, 5)
+    errors = []
+    for depth in (0.0, 0.5 * skill.aim, -2.0 * skill.aim, 0.0):
+        for _ in range(2):
+            hand.follow(deeper(depth), None, hand.held)
+            wait(hand, 10.0)
+        errors.append(hand.held[:3, 3] - deeper(depth)[:3, 3])
+    assert np.allclose(errors[:3], errors[0], atol=1e-9)
+    assert 0.1 * skill.eye_position < np.linalg.norm(errors[3] - errors[0]) < 0.01

@@ -108,9 +108,13 @@ class OverlayNode(GuidanceNode[OverlayParameters]):
         self._clearance = message.data
 
     def _draw(self) -> None:
+        in_space = self._markers.get_subscription_count() > 0
         for view in self._views:
             if view.frame is None:
                 self.health.set(view.sensor, False, 'no image yet')
+                continue
+            outlet = self._outlets[view.sensor]
+            if not in_space and not outlet.get_subscription_count():
                 continue
             try:
                 sensor_T_patient, reasons = self._pose_and_doubts(view)
@@ -122,7 +126,7 @@ class OverlayNode(GuidanceNode[OverlayParameters]):
             view.canvas = overlay.draw(overlay.picture(pixels), projection, sensor_T_patient,
                                        scene)
             self.health.set(view.sensor, not scene.reasons, '; '.join(scene.reasons))
-            self._outlets[view.sensor].publish(
+            outlet.publish(
                 image_message(view.canvas, view.frame_id, view.frame.stamp_ns))
 
     def _pose_and_doubts(self, view: View):  # type: ignore[no-untyped-def]
@@ -172,6 +176,8 @@ class OverlayNode(GuidanceNode[OverlayParameters]):
                              tuple(lines), tuple(doubts))
 
     def _show_in_space(self) -> None:
+        if not self._markers.get_subscription_count():
+            return
         shown = []
         for view in self._views:
             if view.canvas is not None and view.frame.projection.is_calibrated:
@@ -194,7 +200,7 @@ class OverlayNode(GuidanceNode[OverlayParameters]):
 
 def main() -> None:
     """Run the node."""
-    run(OverlayNode)
+    run(OverlayNode, background=True)
 
 
 if __name__ == '__main__':

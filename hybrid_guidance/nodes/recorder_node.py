@@ -90,7 +90,7 @@ class RecorderNode(GuidanceNode[RecorderParameters]):
 
 def main() -> None:
     """Run the node."""
-    run(RecorderNode)
+    run(RecorderNode, background=True)
 
 
 if __name__ == '__main__':

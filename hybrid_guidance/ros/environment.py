@@ -1,6 +1,8 @@
-"""What must stand in the environment before rclpy starts, so that no user has to know it."""
+"""What a node's process needs around it before rclpy starts, so that no user has to know it."""
 
+import contextlib
 import os
+from pathlib import Path
 
 from hybrid_guidance.resources import resource
 
@@ -18,3 +20,18 @@ def prepare(environment: dict[str, str] | None = None) -> None:
               'FASTDDS_BUILTIN_TRANSPORTS')
     if not any(name in target for name in chosen):
         target['FASTDDS_DEFAULT_PROFILES_FILE'] = str(resource('config/fastdds.xml'))
+
+
+def yield_to_others(niceness: int = 10) -> None:
+    """Let this process use a processor only when no node that guides wants it.
+
+    Linux compares niceness within a session only, where it groups processes by session, so a
+    session of one node must say it for the whole (sched(7), "The autogroup feature").
+
+    Args:
+        niceness: 0 to 19, more is humbler.
+    """
+    os.nice(niceness)
+    if os.getsid(0) == os.getpid():
+        with contextlib.suppress(OSError):
+            Path('/proc/self/autogroup').write_text(str(niceness))

@@ -162,9 +162,16 @@ class _Pairs:
             waiting.pop(next(iter(waiting)))
 
 
-def run(node_type: Callable[[], Node]) -> None:
-    """Run one node until it is told to stop; what every node's ``main`` does."""
+def run(node_type: Callable[[], Node], *, background: bool = False) -> None:
+    """Run one node until it is told to stop; what every node's ``main`` does.
+
+    Args:
+        node_type: makes the node.
+        background: whether it must leave the processors to nodes that guide.
+    """
     environment.prepare()
+    if background:
+        environment.yield_to_others()
     end_with_parent()
     # One thread for each node: the graph itself is the parallelism on few cores.
     cv2.setNumThreads(1)

@@ -89,6 +89,8 @@ class GuidanceNode(Node, Generic[P]):
         return (lambda message: run(message)) if takes else (lambda: run())
 
     def _report(self, name: str, error: Exception) -> None:
+        if not self.context.ok():
+            return  # Told to stop in the middle of a callback: nothing can be published any more.
         known = self.health.faults.get(name)
         words = f'{type(error).__name__}: {error}'
         self.health.set(name, False, words, ERROR)

@@ -124,6 +124,21 @@ def test_timers_fail_and_recover_each_under_its_own_name(graph) -> None:
     spin(lambda: node.health.faults == {})
 
 
+def test_told_to_stop_within_a_callback_it_ends_without_complaint(capfd) -> None:
+    """What it can no longer publish is no fault of the graph."""
+    context = rclpy.Context()
+    rclpy.init(context=context)
+    node = ExampleNode(context=context)
+
+    def _tick() -> None:
+        rclpy.shutdown(context=context)
+        node.health.publish()
+    timer = node.create_timer(1.0, _tick)
+    timer.callback()
+    assert node.health.faults == {}
+    assert 'RCLError' not in ''.join(capfd.readouterr())
+
+
 def test_service_that_raises_answers_with_the_reason(graph) -> None:
     _, peer, spin = graph
     client = peer.create_client(Trigger, 'fail')

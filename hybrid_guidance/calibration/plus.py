@@ -64,9 +64,9 @@ def read_plus_config(path: str | Path, width: int, height: int | None = None,
     """
     path = Path(path)
     size = (width, round(0.75 * width) if height is None else height)
-    root = _parse(path)
+    root = parse(path)
     element = _transform_element(path, root, image, probe)
-    matrix = _matrix(path, element)
+    matrix = read_matrix(path, element)
     origin, origin_from = _origin(path, root, width, origin_px, image)
     geometry, transform = _split(path, matrix, origin)
     held_out, residual = _errors(path, root, element)
@@ -81,7 +81,7 @@ def read_plus_config(path: str | Path, width: int, height: int | None = None,
         made_by=f'PLUS, {path.name}', image=geometry)
 
 
-def _parse(path: Path) -> ElementTree.Element:
+def parse(path: Path) -> ElementTree.Element:
     """Parse XML that declares no entities."""
     try:
         if path.stat().st_size > _MAXIMUM_FILE:
@@ -110,8 +110,9 @@ class _NoDoctype(ElementTree.TreeBuilder):
         raise CalibrationError(f'{self._path}: has a DOCTYPE, which no PLUS file has; remove it')
 
 
-def _transform_elements(root: ElementTree.Element, source: str,
-                        target: str) -> Iterator[ElementTree.Element]:
+def transform_elements(root: ElementTree.Element, source: str,
+                       target: str) -> Iterator[ElementTree.Element]:
+    """Yield the elements that take points from one frame to another."""
     for element in root.iter('Transform'):
         if element.get('From') == source and element.get('To') == target:
             yield element
@@ -119,7 +120,7 @@ def _transform_elements(root: ElementTree.Element, source: str,
 
 def _transform_element(path: Path, root: ElementTree.Element, source: str,
                        target: str) -> ElementTree.Element:
-    elements = list(_transform_elements(root, source, target))
+    elements = list(transform_elements(root, source, target))
     if not elements:
         raise CalibrationError(f'{path}: has no transform from {source!r} to {target!r}; '
                                'name the frames as that file does, or calibrate the probe in PLUS')
@@ -129,8 +130,8 @@ def _transform_element(path: Path, root: ElementTree.Element, source: str,
     return elements[0]
 
 
-def _matrix(path: Path, element: ElementTree.Element) -> Array:
-    """Return the (4, 4) matrix in millimetres."""
+def read_matrix(path: Path, element: ElementTree.Element) -> Array:
+    """Return the (4, 4) matrix of an element in millimetres."""
     name = f'{element.get("From")}To{element.get("To")}'
     try:
         values = np.array([float(token) for token in (element.get('Matrix') or '').split()])
@@ -150,8 +151,8 @@ def _origin(path: Path, root: ElementTree.Element, width: int,
     """Return the pixel of the mid transducer face, and where it comes from."""
     if origin_px is not None:
         return (float(origin_px[0]), float(origin_px[1])), 'given'
-    for element in _transform_elements(root, image, 'TransducerOriginPixel'):
-        matrix = _matrix(path, element)
+    for element in transform_elements(root, image, 'TransducerOriginPixel'):
+        matrix = read_matrix(path, element)
         if np.allclose(matrix[:2, :2], np.eye(2)):
             return (float(-matrix[0, 3]), float(-matrix[1, 3])), 'at TransducerOriginPixel'
     for conversion in root.iter('ScanConversion'):

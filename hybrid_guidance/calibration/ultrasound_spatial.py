@@ -1,0 +1,324 @@
+"""Where the ultrasound image lies in the frame of the tracked probe.
+
+Two targets. N-wires (Comeau et al. 1998; Chen et al. 2009): each middle spot's place between the
+outer two tells where along its wire the slice cuts it. One fixed point or cross-wire (Prager et
+al. 1998): seen from all sides, it must stay where it is. The image plane is a rigid transform and
+two pixel spacings, solved or given; no shear. A delay between image and tracker can be solved
+with them: it shows where the hand moved.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hybrid_guidance.calibration import gates
+from hybrid_guidance.calibration.solve import Solution, consensus, least_squares
+from hybrid_guidance.calibration.track import Track
+from hybrid_guidance.calibration.wires import WirePhantom
+from hybrid_guidance.geometry import rigid
+from hybrid_guidance.geometry.types import Array, Pixels, Points, Transform
+from hybrid_guidance.imaging.geometry import ImageGeometry
+
+_BLOCKS = 8
+_ROTATION = np.deg2rad(4.0)
+_CONDITION = 300.0
+_PARAMETERS = ('the position of the image along x', 'the position of the image along y',
+               'the position of the image along z', 'the tilt of the image about x',
+               'the tilt of the image about y', 'the tilt of the image about z',
+               'the pixel spacing across', 'the pixel spacing along the beam', 'the delay')
+_SCALE = np.array([1e-3] * 3 + [1e-2] * 3 + [0.01] * 2 + [0.01])
+_AXES = ('x (lateral)', 'y (depth)', 'z (elevation)')
+
+
+@dataclass(frozen=True)
+class WireViews:
+    """Images of an N-wire phantom.
+
+    Attributes:
+        pixels: (N, K, 3, 2) of the wires.
+        times: (N,) seconds of the images.
+        track: phantom frame in the probe's frame, ``probe_T_phantom``, on the same clock.
+        phantom: the wires.
+    """
+
+    pixels: Pixels
+    times: Array
+    track: Track
+    phantom: WirePhantom
+
+    def __len__(self) -> int:
+        return len(self.times)
+
+    def subset(self, keep: NDArray[np.intp] | NDArray[np.bool_]) -> 'WireViews':
+        """Return some of the images; the track stays whole."""
+        return replace(self, pixels=self.pixels[keep], times=self.times[keep])
+
+    def crossings(self, delay: float) -> tuple[Points, NDArray[np.bool_]]:
+        """Return (N, K, 3) metres of the middle wires in the probe's frame, by the phantom.
+
+        Args:
+            delay: seconds by which images are stamped late.
+        """
+        first, middle, last = (self.pixels[:, :, index] for index in range(3))
+        width = last - first
+        # The middle spot's foot on the line: what lies across it is noise.
+        fraction = np.sum((middle - first) * width, axis=-1) / np.sum(width**2, axis=-1)
+        poses, inside = self.track.at(self.times - delay)
+        points = self.phantom.crossings(fraction)
+        return np.einsum('nij,nkj->nki', poses[:, :3, :3], points) + poses[:, None, :3, 3], inside
+
+
+@dataclass(frozen=True)
+class PointViews:
+    """Images of one fixed point.
+
+    Attributes:
+        pixels: (N, 2).
+        times: (N,) seconds of the images.
+        track: probe in the frame in which the point is fixed, ``world_T_probe``.
+    """
+
+    pixels: Pixels
+    times: Array
+    track: Track
+
+    def __len__(self) -> int:
+        return len(self.times)
+
+    def subset(self, keep: NDArray[np.intp] | NDArray[np.bool_]) -> 'PointViews':
+        """Return some of the images; the track stays whole."""
+        return replace(self, pixels=self.pixels[keep], times=self.times[keep])
+
+
+@dataclass(frozen=True)
+class ProbeCalibration:
+    """An image plane in the frame of the probe.
+
+    Attributes:
+        transform: (4, 4) ``ultrasound_probe_T_ultrasound_image``, metres.
+        geometry: pixel spacing and origin.
+        covariance: (6, 6) m² and rad² in the probe's axes, by leaving out blocks of time.
+        delay: seconds by which images are stamped late, and its standard deviation.
+        delay_deviation: seconds; zero where the delay was not solved.
+        samples: images used.
+        inliers: images that agree.
+        errors: metres, three-dimensional distance at every point of every image used.
+        target: (3,) metres of the fixed point in the world; None for wires.
+    """
+
+    transform: Transform
+    geometry: ImageGeometry
+    covariance: Array
+    delay: float
+    delay_deviation: float
+    samples: int
+    inliers: int
+    errors: Array
+    target: Array | None = None
+
+    def points(self, pixels: Pixels) -> Points:
+        """Return (..., 3) metres in the probe's frame of (..., 2) pixels."""
+        flat = self.geometry.projection((1, 1)).back_project(pixels)
+        return rigid.transform_points(self.transform, flat)
+
+
+def wire_errors(calibration: ProbeCalibration, views: WireViews) -> Array:
+    """Return the (N, K) three-dimensional reprojection error in metres at every middle wire.
+
+    It is PLUS's: the distance between where the calibration puts a middle wire's spot and where
+    the phantom and the tracker say that the slice cuts the wire.
+    """
+    expected, inside = views.crossings(calibration.delay)
+    found = calibration.points(views.pixels[:, :, 1])
+    return np.asarray(np.linalg.norm(found - expected, axis=-1)[inside])
+
+
+def point_errors(calibration: ProbeCalibration, views: PointViews) -> Array:
+    """Return the (N,) metres between where each image puts the fixed point and their mean."""
+    poses, inside = views.track.at(views.times - calibration.delay)
+    points = calibration.points(views.pixels)
+    world = np.einsum('nij,nj->ni', poses[:, :3, :3], points) + poses[:, :3, 3]
+    if calibration.target is None:
+        raise gates.GateError('the calibration was not made with a fixed point')
+    return np.asarray(np.linalg.norm(world - calibration.target, axis=-1)[inside])
+
+
+def calibrate_wires(views: WireViews, origin: tuple[float, float], *,
+                    spacing: tuple[float, float] | None = None, solve_delay: bool = True,
+                    tolerance: float = 3e-3) -> ProbeCalibration:
+    """Solve the image plane from images of an N-wire phantom.
+
+    Args:
+        views: images.
+        origin: pixel of the mid transducer face.
+        spacing: metres per pixel, if it is known and shall stay.
+        solve_delay: whether images may be late against the tracker.
+        tolerance: metres, of an image that agrees (RANSAC).
+
+    Raises:
+        GateError: too few images, too little motion, or a plane that they do not determine.
+    """
+    views = views.subset(views.track.at(views.times)[1])
+    gates.require_samples(len(views), 20, 'images in which all wires were found')
+    poses = views.track.at(views.times)[0]
+    gates.require_rotation_spread(poses[:, :3, :3].swapaxes(1, 2), np.deg2rad(1.0),
+                                  'the probe', axes=1)
+    start = _linear(views, spacing, np.arange(len(views)))
+
+    def errors_of(chosen: NDArray[np.intp]) -> Array:
+        errors = np.linalg.norm(_wire_residuals(_linear(views, spacing, chosen), views), axis=-1)
+        return np.asarray(np.sqrt(np.mean(errors**2, axis=1)))
+    inliers = consensus(len(views), 6, errors_of, tolerance)
+    gates.require_inliers(int(inliers.sum()), len(views), 0.6, 'images')
+    used = views.subset(inliers)
+    free = _free(spacing is None, solve_delay)
+    start = _linear(used, spacing, np.arange(len(used)))
+
+    def fit(part: WireViews) -> Solution:
+        return _solve(lambda x: _wire_residuals(x, part).ravel(), start, free, 3)
+    solution = fit(used)
+    gates.require_conditioned(solution, _CONDITION, tuple(np.array(_PARAMETERS)[free]), (
+        'move the probe over the whole phantom, tilt it both ways and turn it in the hand'))
+    return _result(_whole(solution, start, free), origin, used,
+                   lambda keep: _whole(fit(used.subset(keep)), start, free), len(views))
+
+
+def calibrate_point(views: PointViews, start: ProbeCalibration, *, solve_spacing: bool = True,
+                    solve_delay: bool = False, tolerance: float = 4e-3) -> ProbeCalibration:
+    """Solve the image plane from images of one fixed point or cross-wire.
+
+    Args:
+        views: images.
+        start: a rough calibration, for example measured by hand: within about 30° and 5 cm.
+        solve_spacing: whether the pixel spacing is solved; otherwise that of ``start`` stays.
+        solve_delay: whether images may be late against the tracker.
+        tolerance: metres, of an image that agrees.
+
+    Raises:
+        GateError: too few images, a rotation that is missing, or a plane not determined.
+    """
+    views = views.subset(views.track.at(views.times)[1])
+    gates.require_samples(len(views), 30, 'images of the point')
+    poses = views.track.at(views.times)[0]
+    axes = poses[:, :3, :3] @ start.transform[:3, :3]
+    gates.require_rotation_spread(axes, _ROTATION, 'the probe', _AXES, axes=3)
+    free = np.concatenate([_free(solve_spacing, solve_delay), [True] * 3])
+    initial = _start(start)
+    world = np.einsum('nij,nj->ni', poses[:, :3, :3], start.points(views.pixels)) + poses[:, :3, 3]
+    initial = np.concatenate([initial, np.median(world, axis=0)])
+
+    def fit(part: PointViews, robust: bool = True) -> Solution:
+        return _solve(lambda x: _point_residuals(x, part).ravel(), initial, free, 3, robust)
+    solution = fit(views)
+    errors = np.linalg.norm(_point_residuals(_whole(solution, initial, free), views), axis=-1)
+    inliers = errors <= max(tolerance, 3.0 * float(np.median(errors)))
+    gates.require_inliers(int(inliers.sum()), len(views), 0.6, 'images of the point')
+    used = views.subset(inliers)
+    solution = fit(used)
+    gates.require_conditioned(solution, _CONDITION, tuple(np.array(
+        [*_PARAMETERS, *('the place of the point',) * 3])[free]), (
+        'tilt the probe in all three directions, and let the point wander over the whole image'))
+    values = _whole(solution, initial, free)
+    result = _result(values, start.geometry.origin, used,
+                     lambda keep: _whole(fit(used.subset(keep)), initial, free), len(views))
+    return replace(result, target=values[9:])
+
+
+def _free(spacing: bool, delay: bool) -> NDArray[np.bool_]:
+    return np.array([True] * 6 + [spacing] * 2 + [delay])
+
+
+def _solve(function: Callable[[Array], Array], start: Array, free: NDArray[np.bool_], group: int,
+           robust: bool = True) -> Solution:
+    """Adjust the free ones of all parameters."""
+    def residuals(values: Array) -> Array:
+        x = start.copy()
+        x[free] = values
+        return function(x)
+    scale = np.concatenate([_SCALE, [1e-3] * (len(start) - len(_SCALE))])
+    scale[6:8] *= np.abs(start[6:8])
+    return least_squares(residuals, start[free], scale[free], group=group, robust=robust)
+
+
+def _whole(solution: Solution, start: Array, free: NDArray[np.bool_]) -> Array:
+    x = start.copy()
+    x[free] = solution.values
+    return x
+
+
+def _plane(x: Array, pixels: Pixels) -> Points:
+    """Return (..., 3) metres of (..., 2) pixels: x is corner, rotation vector, spacing."""
+    rotation = rigid.rotation_from_vector(x[3:6])
+    return np.asarray(x[:3] + (pixels * x[6:8]) @ rotation[:, :2].T)
+
+
+def _wire_residuals(x: Array, views: WireViews) -> Array:
+    # Beyond the ends of the track the nearest pose stands in: a residual must not jump.
+    expected, _ = views.crossings(float(x[8]))
+    return np.asarray(_plane(x, views.pixels[:, :, 1]) - expected)
+
+
+def _point_residuals(x: Array, views: PointViews) -> Array:
+    poses, _ = views.track.at(views.times - float(x[8]))
+    world = np.einsum('nij,nj->ni', poses[:, :3, :3], _plane(x, views.pixels)) + poses[:, :3, 3]
+    return np.asarray(world - x[9:12])
+
+
+def _linear(views: WireViews, spacing: tuple[float, float] | None,
+            chosen: NDArray[np.intp]) -> Array:
+    """Return parameters from a linear fit of nine numbers, made rigid afterwards."""
+    part = views.subset(chosen)
+    expected, inside = part.crossings(0.0)
+    pixels = part.pixels[:, :, 1][inside].reshape(-1, 2)
+    design = np.column_stack([pixels, np.ones(len(pixels))])
+    matrix = np.linalg.lstsq(design, expected[inside].reshape(-1, 3), rcond=None)[0]
+    left, singular, right = np.linalg.svd(matrix[:2].T, full_matrices=False)
+    # The closest two axes at right angles, and their lengths.
+    axes = left @ right
+    lengths = np.maximum(np.sum(axes * matrix[:2].T, axis=0), 1e-7) if spacing is None \
+        else np.asarray(spacing)
+    rotation = np.column_stack([axes, np.cross(axes[:, 0], axes[:, 1])])
+    centre = pixels.mean(axis=0)
+    corner = matrix[2] + centre @ matrix[:2] - axes @ (centre * lengths)
+    return np.concatenate([corner, rigid.vector_from_rotation(rotation), lengths, [0.0]])
+
+
+def _start(calibration: ProbeCalibration) -> Array:
+    geometry = calibration.geometry
+    corner = calibration.points(np.zeros(2))
+    vector = rigid.vector_from_rotation(calibration.transform[:3, :3])
+    return np.concatenate([corner, vector, geometry.spacing, [calibration.delay]])
+
+
+def _pose(x: Array, origin: tuple[float, float]) -> Transform:
+    return rigid.transform(rigid.rotation_from_vector(x[3:6]), _plane(x, np.array(origin)))
+
+
+def _result(x: Array, origin: tuple[float, float], used: WireViews | PointViews,
+            without: Callable[[NDArray[np.bool_]], Array], samples: int) -> ProbeCalibration:
+    """Build the result; its covariance by leaving out one block of time after another.
+
+    Errors of segmentation and tracking last for many images, so that the residuals of least
+    squares would promise too much (delete-a-group jackknife; Künsch, Ann. Statist. 1989).
+    """
+    pose = _pose(x, origin)
+    block = np.arange(len(used)) * _BLOCKS // len(used)
+    others = [without(block != number) for number in range(_BLOCKS)]
+    offsets = np.array([_offset(pose, _pose(other, origin)) for other in others])
+    delays = np.array([other[8] for other in others])
+    factor = (_BLOCKS - 1) / _BLOCKS
+    centred = offsets - offsets.mean(axis=0)
+    residuals = (_wire_residuals if isinstance(used, WireViews) else _point_residuals)(
+        x, used)  # type: ignore[arg-type]
+    return ProbeCalibration(
+        pose, ImageGeometry((float(x[6]), float(x[7])), origin), factor * centred.T @ centred,
+        float(x[8]), float(np.sqrt(factor * np.sum((delays - delays.mean())**2))),
+        samples, len(used), np.linalg.norm(residuals, axis=-1))
+
+
+def _offset(pose: Transform, other: Transform) -> Array:
+    """Return the (6,) offset with ``perturbed(pose, offset) == other``."""
+    return np.concatenate([other[:3, 3] - pose[:3, 3], rigid.vector_from_rotation(
+        other[:3, :3] @ pose[:3, :3].T)])

@@ -97,13 +97,16 @@ class SequenceRecording:
         times: seconds of each frame since the first.
         start_time: time stamp of the first frame on the clock of the recording, in seconds.
         pairs: (parent, child) of every transform that is good in some frame.
+        numbers: of the frames as the device counted them; None where the file has none.
     """
 
     def __init__(self, images: NDArray[Any] | None, kept: list[int], flips: '_Flips',
                  times: Array, start_time: float,
                  transforms: Mapping[tuple[str, str], tuple[Array, NDArray[np.bool_]]],
-                 projection: Projection, notes: tuple[str, ...]) -> None:
+                 projection: Projection, notes: tuple[str, ...],
+                 numbers: tuple[int, ...] | None = None) -> None:
         """Use ``open_sequence``."""
+        self.numbers = numbers
         self.projection = projection
         self.times: tuple[float, ...] = tuple(times.tolist())
         self.period = self.times[-1] + _step(times)
@@ -190,7 +193,7 @@ def _open(path: Path, geometry: ImageGeometry | None) -> SequenceRecording:
     else:
         notes += ('uncalibrated: no image geometry was given',)
     return SequenceRecording(images, kept, flips, times - times[0], float(times[0]), transforms,
-                             projection, notes)
+                             projection, notes, _numbers([fields[index] for index in kept]))
 
 
 def _read_header(path: Path) -> _Header:
@@ -423,6 +426,15 @@ def _time(field: Mapping[str, str]) -> float:
         return float(field.get('Timestamp', 'nan'))
     except ValueError:
         return float('nan')
+
+
+def _numbers(fields: list[Mapping[str, str]]) -> tuple[int, ...] | None:
+    """Return the device's own count of frames, where all have one and it rises."""
+    texts = [field.get('FrameNumber', '') for field in fields]
+    if not all(text.isdecimal() and len(text) < 16 for text in texts):
+        return None
+    numbers = tuple(int(text) for text in texts)
+    return numbers if all(a < b for a, b in zip(numbers, numbers[1:], strict=False)) else None
 
 
 def _transforms(fields: list[Mapping[str, str]]) -> tuple[

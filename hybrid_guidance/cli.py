@@ -30,6 +30,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_render(commands.add_parser('render', help='render both images of the simulated patient'))
     _add_plus(commands.add_parser('import-plus', help=(
         'make a calibration file from a PLUS configuration')))
+    _add_calibrate(commands.add_parser('calibrate', help=(
+        'calibrate from recordings, check it, and write the calibration file')))
     parameters = commands.add_parser('parameters', help='print the parameters of every node')
     parameters.add_argument('node', nargs='?', help='only this node')
     return parser
@@ -85,6 +87,11 @@ def _add_plus(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--expires', type=_moment, help=(
         'until when it may be used (default: a year from its date); an old recording is played '
         'with its old calibration by saying so here'))
+
+
+def _add_calibrate(parser: argparse.ArgumentParser) -> None:
+    from hybrid_guidance.calibrate import add_parser
+    add_parser(parser)
 
 
 def _pixel_count(text: str) -> int:
@@ -246,6 +253,11 @@ def _import_plus(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _calibrate(arguments: argparse.Namespace) -> int:
+    from hybrid_guidance.calibrate import calibrate
+    return calibrate(arguments)
+
+
 def _parameters(arguments: argparse.Namespace) -> int:
     from hybrid_guidance.ros.documentation import parameter_tables
     print(parameter_tables(arguments.node))
@@ -262,7 +274,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGINT, _stop)
     signal.signal(signal.SIGTERM, _stop)
     commands = {'up': _up, 'demo': _demo, 'doctor': _doctor, 'render': _render,
-                'import-plus': _import_plus, 'parameters': _parameters}
+                'import-plus': _import_plus, 'calibrate': _calibrate,
+                'parameters': _parameters}
     try:
         return commands[arguments.command](arguments)
     except _StopError:

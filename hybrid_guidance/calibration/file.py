@@ -5,7 +5,7 @@ YAML, version 1::
     format: hybrid_guidance/calibration
     version: 1
     calibrations:
-    - kind: ultrasound-spatial          # or carm, registration
+    - kind: ultrasound-spatial          # one of KINDS
       parent: ultrasound_probe
       child: ultrasound_image
       translation: [x, y, z]            # m, of child in parent
@@ -23,6 +23,17 @@ YAML, version 1::
         spacing: [x, y]                 # carry no scale of their own: m per pixel
         origin: [u0, v0]                # pixel of the mid transducer face
         skew: 0.0                       # m along x per pixel along v; may be left out
+      camera:                           # carm only, and it may be left out
+        focal: [fx, fy]                 # pixels
+        centre: [cx, cy]
+        distortion: [k1, k2, p1, p2, k3]    # OpenCV's order
+        size: [width, height]
+    delays:                             # may be left out
+    - sensor: ultrasound
+      delay: 0.0648                     # s, by which images are stamped late
+      deviation: 0.001
+      method: water tank                # and date, expires, samples, inliers, made_by as above
+      residual: 0.0004                  # m, and held_out_error, of the motion that was matched
 """
 
 import os
@@ -40,7 +51,7 @@ import yaml
 from hybrid_guidance.geometry import covariance as covariances
 from hybrid_guidance.geometry import rigid
 from hybrid_guidance.geometry.types import Array, Transform
-from hybrid_guidance.imaging.geometry import ImageGeometry
+from hybrid_guidance.imaging.geometry import CameraGeometry, ImageGeometry
 
 FORMAT = 'hybrid_guidance/calibration'
 VERSION = 1
@@ -48,6 +59,10 @@ KINDS = {
     'carm': ('carm', 'fluoroscopy_optical_frame'),
     'ultrasound-spatial': ('ultrasound_probe', 'ultrasound_image'),
     'registration': ('world', 'patient'),
+    'pivot': ('stylus', 'stylus_tip'),
+    'phantom': ('reference', 'phantom'),
+    'hand-eye': ('robot_flange', 'robot_marker'),
+    'fluoroscopy-ultrasound': ('fluoroscopy_optical_frame', 'ultrasound_probe'),
 }
 """Kind of calibration to (parent, child) frame."""
 
@@ -55,7 +70,9 @@ _TEXTS = ('kind', 'parent', 'child', 'method', 'made_by')
 _COUNTS = ('samples', 'inliers')
 _ERRORS = ('residual', 'held_out_error')
 _REQUIRED = (*_TEXTS, *_COUNTS, *_ERRORS, 'translation', 'rotation_xyzw', 'date', 'expires')
-_OPTIONAL = ('deviation', 'covariance', 'image')
+_OPTIONAL = ('deviation', 'covariance', 'image', 'camera')
+_DELAY_TEXTS = ('sensor', 'method', 'made_by')
+_DELAY_REQUIRED = (*_DELAY_TEXTS, *_COUNTS, *_ERRORS, 'delay', 'deviation', 'date', 'expires')
 _CLOCK_TOLERANCE = timedelta(minutes=5)
 _REPEAT = 'repeat "hybrid-guidance calibrate"'
 
@@ -84,6 +101,7 @@ class Calibration:
         made_by: program or person.
         image: pixel spacing and origin that belong to it (ultrasound only); None where the
             images carry their own.
+        camera: intrinsics that were solved with it (carm only); None where images tell them.
     """
 
     kind: str
@@ -100,6 +118,31 @@ class Calibration:
     held_out_error: float | None
     made_by: str
     image: ImageGeometry | None = None
+    camera: CameraGeometry | None = None
+
+
+@dataclass(frozen=True)
+class Delay:
+    """By how much a sensor's images are stamped late, and what is known of it.
+
+    Attributes:
+        sensor: whose images.
+        delay: seconds to take off a stamp; negative where poses are late instead.
+        deviation: seconds.
+        method: how it was found; the rest as in ``Calibration``.
+    """
+
+    sensor: str
+    delay: float
+    deviation: float
+    method: str
+    date: datetime
+    expires: datetime
+    samples: int | None
+    inliers: int | None
+    residual: float | None
+    held_out_error: float | None
+    made_by: str
 
 
 def load(path: str | Path, now: datetime) -> tuple[Calibration, ...]:
@@ -112,15 +155,44 @@ def load(path: str | Path, now: datetime) -> tuple[Calibration, ...]:
     Raises:
         CalibrationError: file, entry, problem and cure are in its message.
     """
-    entries = _entries(Path(path))
+    return _loaded(Path(path), _utc(now))
+
+
+def load_delays(path: str | Path, now: datetime) -> dict[str, Delay]:
+    """Return sensor to its delay; those of a file without any are none.
+
+    Raises:
+        CalibrationError: as ``load``.
+    """
+    return _loaded_delays(Path(path), _utc(now))
+
+
+def update(path: str | Path, *new: Calibration | Delay) -> None:
+    """Put calibrations and delays into a file; those of other frames and sensors stay.
+
+    Raises:
+        CalibrationError: the file there is no calibration file, or cannot be written.
+    """
+    path = Path(path)
+    exists = path.exists()
+    # What expired stays in the file: it says when the sensor was last known.
+    kept = {item.child: item for item in (_loaded(path, None) if exists else ())}
+    delays = dict(_loaded_delays(path, None)) if exists else {}
+    kept |= {item.child: item for item in new if isinstance(item, Calibration)}
+    delays |= {item.sensor: item for item in new if isinstance(item, Delay)}
+    save(path, kept.values(), delays.values())
+
+
+def _loaded(path: Path, now: datetime | None) -> tuple[Calibration, ...]:
     loaded: list[Calibration] = []
-    for number, entry in enumerate(entries, start=1):
+    for number, entry in enumerate(_entries(path), start=1):
         where = f'{path}, calibration {number}'
         if isinstance(entry, Mapping) and isinstance(entry.get('kind'), str):
             where += f' ({entry["kind"]})'
         try:
             calibration = _calibration(entry)
-            _check_dates(calibration, _utc(now))
+            if now is not None:
+                _check_dates(calibration, calibration.kind, now)
             _check_child(calibration, loaded)
         except CalibrationError as error:
             raise CalibrationError(f'{where}: {error}') from None
@@ -128,7 +200,23 @@ def load(path: str | Path, now: datetime) -> tuple[Calibration, ...]:
     return tuple(loaded)
 
 
-def save(path: str | Path, calibrations: Iterable[Calibration]) -> None:
+def _loaded_delays(path: Path, now: datetime | None) -> dict[str, Delay]:
+    loaded: dict[str, Delay] = {}
+    for number, entry in enumerate(_entries(path, 'delays'), start=1):
+        try:
+            delay = _delay(entry)
+            if delay.sensor in loaded:
+                raise CalibrationError(f'a second delay of {delay.sensor!r}; keep one')
+            if now is not None:
+                _check_dates(delay, f'{delay.sensor}-temporal', now)
+        except CalibrationError as error:
+            raise CalibrationError(f'{path}, delay {number}: {error}') from None
+        loaded[delay.sensor] = delay
+    return loaded
+
+
+def save(path: str | Path, calibrations: Iterable[Calibration],
+         delays: Iterable[Delay] = ()) -> None:
     """Write a calibration file; an existing one is replaced whole or not at all.
 
     Raises:
@@ -146,7 +234,9 @@ def save(path: str | Path, calibrations: Iterable[Calibration]) -> None:
             raise CalibrationError(f'{path}, {calibration.kind}, not saved: {error}') from None
         entries.append(entry)
         checked.append(checked_again)
-    document = {'format': FORMAT, 'version': VERSION, 'calibrations': entries}
+    document: dict[str, Any] = {'format': FORMAT, 'version': VERSION, 'calibrations': entries}
+    late = [_delay_entry(delay) for delay in delays]
+    document |= {'delays': late} if late else {}
     _write(Path(path), yaml.safe_dump(document, sort_keys=False, default_flow_style=None))
 
 
@@ -163,7 +253,7 @@ def _write(path: Path, text: str) -> None:
             f'{path}: cannot be written ({error}); choose a folder that you may write') from error
 
 
-def _entries(path: Path) -> list[Any]:
+def _entries(path: Path, key: str = 'calibrations') -> list[Any]:
     """Read the envelope of the file and return its entries, not yet checked."""
     try:
         document = yaml.safe_load(path.read_text(encoding='utf-8'))
@@ -179,13 +269,38 @@ def _entries(path: Path) -> list[Any]:
     if document.get('version') != VERSION:
         raise CalibrationError(f'{path}: version {short(document.get("version"))} cannot be read, '
                                f'only version {VERSION}; {_REPEAT} with this release')
-    unknown = [key for key in document if key not in ('format', 'version', 'calibrations')]
+    unknown = [name for name in document
+               if name not in ('format', 'version', 'calibrations', 'delays')]
     if unknown:
         raise CalibrationError(f'{path}: unknown key {short(unknown[0])}; remove it')
-    entries = document.get('calibrations')
+    entries = document.get(key, [] if key == 'delays' else None)
     if not isinstance(entries, list):
-        raise CalibrationError(f'{path}: "calibrations" must be a list of calibrations')
+        raise CalibrationError(f'{path}: "{key}" must be a list of {key}')
     return entries
+
+
+def _delay(entry: Any) -> Delay:
+    """Check one delay and build it."""
+    if not isinstance(entry, Mapping):
+        raise CalibrationError('must be a mapping of keys to values')
+    odd = set(entry) ^ set(_DELAY_REQUIRED)
+    if odd:
+        raise CalibrationError(f'key {short(sorted(map(str, odd))[0])} is missing or unknown; '
+                               'add it or remove it')
+    texts = {key: _text(entry, key) for key in _DELAY_TEXTS}
+    delay, deviation = (float(_numbers([entry[key]], key, 1)[0]) for key in ('delay', 'deviation'))
+    if deviation < 0.0:
+        raise CalibrationError('"deviation" must not be negative')
+    samples, inliers = (_count(entry, key) for key in _COUNTS)
+    residual, held_out = (_length(entry, key) for key in _ERRORS)
+    return Delay(**texts, delay=delay, deviation=deviation, date=_date(entry, 'date'),
+                 expires=_date(entry, 'expires'), samples=samples, inliers=inliers,
+                 residual=residual, held_out_error=held_out)
+
+
+def _delay_entry(delay: Delay) -> dict[str, Any]:
+    entry = {key: getattr(delay, key) for key in _DELAY_REQUIRED}
+    return entry | {'date': _utc(delay.date).isoformat(), 'expires': _utc(delay.expires).isoformat()}
 
 
 def _calibration(entry: Any) -> Calibration:
@@ -203,7 +318,7 @@ def _calibration(entry: Any) -> Calibration:
         **texts, transform=_transform(entry), covariance=_covariance(entry),
         date=_date(entry, 'date'), expires=_date(entry, 'expires'), samples=samples,
         inliers=inliers, residual=residual, held_out_error=held_out_error,
-        image=_image(entry, texts['kind']))
+        image=_image(entry, texts['kind']), camera=_camera(entry, texts['kind']))
 
 
 def _check_keys(entry: Mapping[Any, Any]) -> None:
@@ -228,10 +343,10 @@ def _check_frames(kind: str, parent: str, child: str) -> None:
                                f'has child {expected_child!r} and parent {expected_parent!r}')
 
 
-def _check_dates(calibration: Calibration, now: datetime) -> None:
+def _check_dates(calibration: Calibration | Delay, kind: str, now: datetime) -> None:
     if calibration.expires <= now:
         raise CalibrationError(f'expired on {calibration.expires:%Y-%m-%d}; '
-                               f'repeat "hybrid-guidance calibrate {calibration.kind}"')
+                               f'repeat "hybrid-guidance calibrate {kind}"')
     if calibration.date > now + _CLOCK_TOLERANCE:
         raise CalibrationError(f'was made on {calibration.date:%Y-%m-%d %H:%M} UTC, in the future; '
                                "correct the date or this computer's clock")
@@ -325,6 +440,22 @@ def _image(entry: Mapping[Any, Any], kind: str) -> ImageGeometry | None:
                          (float(origin[0]), float(origin[1])), float(skew[0]))
 
 
+def _camera(entry: Mapping[Any, Any], kind: str) -> CameraGeometry | None:
+    camera = entry.get('camera')
+    if camera is None:
+        return None
+    if kind != 'carm':
+        raise CalibrationError('"camera" belongs to carm only; remove it')
+    if not isinstance(camera, Mapping) or set(camera) != {'focal', 'centre', 'distortion', 'size'}:
+        raise CalibrationError('"camera" must hold "focal", "centre", "distortion" and "size"')
+    values = [_numbers(camera[key], f'camera {key}', count).tolist() for key, count in (
+        ('focal', 2), ('centre', 2), ('distortion', 5), ('size', 2))]
+    if min(values[0]) <= 0.0 or min(values[3]) < 1.0:
+        raise CalibrationError('"camera" focal lengths and size must be above zero (pixels)')
+    return CameraGeometry(tuple(values[0]), tuple(values[1]), tuple(values[2]),
+                          (int(values[3][0]), int(values[3][1])))
+
+
 def _date(entry: Mapping[Any, Any], key: str) -> datetime:
     value = entry[key]
     if isinstance(value, str):
@@ -373,6 +504,9 @@ def _entry(calibration: Calibration) -> dict[str, Any]:
                           'origin': [float(value) for value in calibration.image.origin]}
         if calibration.image.skew:
             entry['image']['skew'] = float(calibration.image.skew)
+    if calibration.camera is not None:
+        entry['camera'] = {key: [float(value) for value in getattr(calibration.camera, key)]
+                           for key in ('focal', 'centre', 'distortion', 'size')}
     return entry
 
 

@@ -1,4 +1,4 @@
-"""Where the pixels of an ultrasound image lie in its own plane."""
+"""Where pixels lie: in the plane of an ultrasound image, or as rays of an X-ray image."""
 
 from dataclasses import dataclass
 
@@ -26,3 +26,24 @@ class ImageGeometry:
     def projection(self, size: tuple[int, int]) -> Projection:
         """Return the orthographic projection for an image of ``size`` (width, height)."""
         return Projection.orthographic(self.spacing, self.origin, size, self.skew)
+
+
+@dataclass(frozen=True)
+class CameraGeometry:
+    """Intrinsics of an X-ray image, as a calibration finds them.
+
+    Attributes:
+        focal: pixels (fx, fy).
+        centre: pixel (cx, cy) of the principal point.
+        distortion: (k1, k2, p1, p2, k3) of OpenCV.
+        size: (width, height) of the image that was calibrated.
+    """
+
+    focal: tuple[float, float]
+    centre: tuple[float, float]
+    distortion: tuple[float, float, float, float, float]
+    size: tuple[int, int]
+
+    def projection(self) -> Projection:
+        """Return the projection of undistorted pixels."""
+        return Projection.perspective(self.focal, self.centre, self.size)

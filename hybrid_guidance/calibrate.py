@@ -1,0 +1,387 @@
+"""``hybrid-guidance calibrate <kind>``: recordings in; an entry of the calibration file, a report
+and a picture out.
+"""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from getpass import getuser
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hybrid_guidance.calibration import chart
+from hybrid_guidance.calibration import file as calibration_file
+from hybrid_guidance.calibration.chart import Panel, Series, histogram
+from hybrid_guidance.calibration.file import KINDS, Calibration, CalibrationError, Delay
+from hybrid_guidance.calibration.gates import require_held_out, require_samples
+from hybrid_guidance.calibration.pivot import (PivotCalibration, calibrate_pivot,
+                                               pointer_covariance, pointer_pose, register_phantom)
+from hybrid_guidance.calibration.plus_phantom import (read_face, read_landmarks, read_transform,
+                                                      read_wires)
+from hybrid_guidance.calibration.recorded import read_tf, track_of
+from hybrid_guidance.calibration.temporal import calibrate_delay, floor_depth
+from hybrid_guidance.calibration.track import Track
+from hybrid_guidance.calibration.ultrasound_spatial import (ProbeCalibration, WireViews,
+                                                            calibrate_wires, wire_errors)
+from hybrid_guidance.calibration.wires import WirePhantom, find_spots, match_wires
+from hybrid_guidance.geometry import rigid
+from hybrid_guidance.geometry.types import Array, Transform
+from hybrid_guidance.imaging.sequence import SequenceRecording, open_sequence
+
+_MM = 1e3
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one command found.
+
+    Attributes:
+        entry: for the calibration file.
+        lines: of the report.
+        panels: of its picture.
+    """
+
+    entry: Calibration | Delay
+    lines: tuple[str, ...]
+    panels: tuple[Panel, ...]
+
+
+def add_parser(parser: argparse.ArgumentParser) -> None:
+    """Add the kinds of calibration to the command line."""
+    kinds = parser.add_subparsers(dest='kind', required=True, metavar='KIND')
+    for name, (add, _, text) in _KINDS.items():
+        kind = kinds.add_parser(name, help=text, description=text)
+        add(kind)
+        kind.add_argument('--output', type=Path, default=Path('calibration.yaml'), metavar='FILE',
+                          help='calibration file; other entries in it stay (default: %(default)s)')
+        kind.add_argument('--valid-for', type=float, default=365.0, metavar='DAYS',
+                          help='until it expires (default: %(default)g)')
+
+
+def calibrate(arguments: argparse.Namespace) -> int:
+    """Run one calibration; nothing is written unless every gate is passed."""
+    outcome = _KINDS[arguments.kind][1](arguments)
+    calibration_file.update(arguments.output, outcome.entry)
+    stem = arguments.output.with_suffix('')
+    report, picture = (Path(f'{stem}-{arguments.kind}{suffix}') for suffix in ('.txt', '.png'))
+    lines = [*outcome.lines, f'written to {arguments.output}; expires on '
+             f'{outcome.entry.expires:%Y-%m-%d}']
+    report.write_text('\n'.join(lines) + '\n', encoding='utf-8')
+    title = f'{arguments.kind}, {outcome.entry.date:%Y-%m-%d %H:%M} UTC'
+    chart.save_charts(picture, title, outcome.panels)
+    print('\n'.join([*lines, f'look at {picture} before you trust it']))
+    return 0
+
+
+def _dates(arguments: argparse.Namespace) -> dict[str, datetime]:
+    now = datetime.now(timezone.utc).replace(microsecond=0)
+    if not 0.0 < arguments.valid_for <= 3650.0:
+        raise CalibrationError(f'--valid-for {arguments.valid_for:g}: give between 0 and 3650 days')
+    return {'date': now, 'expires': now + timedelta(days=arguments.valid_for)}
+
+
+def _made_by(arguments: argparse.Namespace) -> str:
+    try:
+        who = getuser()
+    except (KeyError, OSError):
+        who = 'somebody'
+    return f'{who}, hybrid-guidance calibrate {arguments.kind}'
+
+
+def _files(parser: argparse.ArgumentParser, **meaning: str) -> None:
+    for name, text in meaning.items():
+        parser.add_argument(name, type=Path, help=text)
+
+
+def _frames(parser: argparse.ArgumentParser, **names: str) -> None:
+    for name, default in names.items():
+        parser.add_argument(f'--{name.replace("_", "-")}', default=default, metavar='FRAME',
+                            help='name of that frame in the recording (default: %(default)s)')
+
+
+def _track(path: Path, parent: str, child: str) -> Track:
+    """Return a track out of a sequence or a bag."""
+    if path.is_dir() or path.suffix == '.mcap':
+        return read_tf(path, parent, child)
+    return track_of(open_sequence(path), path, parent, child)
+
+
+# --- ultrasound-spatial
+
+def _add_spatial(parser: argparse.ArgumentParser) -> None:
+    _files(parser, recording='tracked images of an N-wire phantom (sequence)')
+    parser.add_argument('--phantom', type=Path, required=True, metavar='FILE',
+                        help='PLUS device set with the wires and, unless --registration is given, '
+                             'Phantom to Reference')
+    parser.add_argument('--registration', type=Path, metavar='FILE',
+                        help='calibration file with the entry "phantom"')
+    parser.add_argument('--validation', type=Path, metavar='FILE',
+                        help='second recording that is only predicted; without it every fourth '
+                             'part of the first is held out')
+    parser.add_argument('--origin', type=float, nargs=2, metavar=('U', 'V'),
+                        help='pixel of the mid transducer face (default: that of the device set, '
+                             'else the top centre)')
+    parser.add_argument('--spacing', type=float, nargs=2, metavar=('X', 'Y'),
+                        help='mm per pixel, if known; solved otherwise')
+    parser.add_argument('--no-delay', action='store_true', help='images and poses are in step')
+    parser.add_argument('--limit', type=float, default=1.0, metavar='MM',
+                        help='largest mean held-out error accepted (default: %(default)g)')
+    _frames(parser, probe='Probe', reference='Reference')
+
+
+def _spatial(arguments: argparse.Namespace) -> Outcome:
+    phantom = read_wires(arguments.phantom)
+    reference_T_phantom = _registered(arguments)
+    recording = open_sequence(arguments.recording)
+    used, seen = _wire_views(recording, arguments.recording, phantom, reference_T_phantom,
+                             arguments)
+    if arguments.validation is not None:
+        held, held_seen = _wire_views(open_sequence(arguments.validation), arguments.validation,
+                                      phantom, reference_T_phantom, arguments)
+    else:
+        part = np.arange(len(used)) * 16 // max(len(used), 1) % 4 == 3
+        used, held, held_seen = used.subset(~part), used.subset(part), int(part.sum())
+    face = arguments.origin or read_face(arguments.phantom) or (
+        (recording.projection.width - 1) / 2.0, 0.0)
+    spacing = None if arguments.spacing is None else (
+        arguments.spacing[0] * 1e-3, arguments.spacing[1] * 1e-3)
+    found = calibrate_wires(used, (float(face[0]), float(face[1])), spacing=spacing,
+                            solve_delay=not arguments.no_delay)
+    require_samples(len(held), 5, 'held-out images in which all wires were found')
+    residual, unseen = wire_errors(found, used), wire_errors(found, held)
+    require_held_out(float(unseen.mean()) * _MM, arguments.limit, 'mm', (
+        'register the phantom again, check that the probe marker is tight, and move the probe '
+        'slowly over the whole phantom'))
+    parent, child = KINDS['ultrasound-spatial']
+    entry = Calibration(
+        'ultrasound-spatial', parent, child, found.transform, found.covariance,
+        'N-wires, RANSAC and robust least squares' + ('' if spacing else ', spacing solved'),
+        **_dates(arguments), samples=seen, inliers=found.inliers,
+        residual=float(residual.mean()), held_out_error=float(unseen.mean()),
+        made_by=_made_by(arguments), image=found.geometry)
+    return Outcome(entry, _spatial_lines(found, residual, unseen, (seen, len(used), held_seen,
+                                                                   len(held))),
+                   _spatial_panels(found, used, residual, unseen))
+
+
+def _registered(arguments: argparse.Namespace) -> Transform:
+    """Return ``reference_T_phantom``."""
+    if arguments.registration is None:
+        return read_transform(arguments.phantom, 'Phantom', arguments.reference)
+    for item in calibration_file.load(arguments.registration, datetime.now(timezone.utc)):
+        if item.kind == 'phantom':
+            return item.transform
+    raise CalibrationError(f'{arguments.registration}: has no entry "phantom"; make it with '
+                           '"hybrid-guidance calibrate phantom"')
+
+
+def _wire_views(recording: SequenceRecording, path: Path, phantom: WirePhantom,
+                reference_T_phantom: Transform,
+                arguments: argparse.Namespace) -> tuple[WireViews, int]:
+    """Return the images in which all wires were found, and how many images there were."""
+    track = track_of(recording, path, arguments.probe, arguments.reference)
+    track = Track(track.times, track.poses @ reference_T_phantom)
+    pixels, times, flips = [], [], []
+    for index in range(len(recording)):
+        frame = recording[index]
+        match = match_wires(find_spots(frame.pixels), phantom)
+        if match is not None:
+            pixels.append(match.pixels)
+            times.append(recording.start_time + frame.time)
+            flips.append(match.flip)
+    require_samples(len(pixels), 20, f'images of {path.name} in which all wires were found')
+    # The phantom cannot turn round within a recording: what most images say holds.
+    usual = max(set(flips), key=flips.count)
+    keep = np.array([flip == usual for flip in flips])
+    return WireViews(np.array(pixels)[keep], np.array(times)[keep], track, phantom), len(recording)
+
+
+def _best_95(errors: Array) -> float:
+    """Return the mean of the smallest 95 %, in mm: PLUS states its errors so."""
+    return float(np.sort(errors.ravel())[:round(0.95 * errors.size)].mean()) * _MM
+
+
+def _spatial_lines(found: ProbeCalibration, residual: Array, unseen: Array,
+                   counts: tuple[int, int, int, int]) -> tuple[str, ...]:
+    deviation = np.sqrt(np.diag(found.covariance))
+    spacing = np.array(found.geometry.spacing) * _MM
+    return (
+        'ultrasound_probe <- ultrasound_image from N-wires',
+        f'wires found in {counts[1]} of {counts[0]} images used, {found.inliers} agree; in '
+        f'{counts[3]} of {counts[2]} held out',
+        f'pixel spacing {spacing[0]:.5f} x {spacing[1]:.5f} mm',
+        f'images late by {found.delay * _MM:.1f} ± {found.delay_deviation * _MM:.1f} ms',
+        f'standard deviation {np.round(deviation[:3] * _MM, 2).tolist()} mm, '
+        f'{np.round(np.rad2deg(deviation[3:]), 2).tolist()}° (blocks of time left out)',
+        f'3-D error of images used: mean {residual.mean() * _MM:.3f} mm, '
+        f'sd {residual.std() * _MM:.3f}, best 95 % {_best_95(residual):.3f}',
+        f'3-D error held out: mean {unseen.mean() * _MM:.3f} mm, sd {unseen.std() * _MM:.3f}, '
+        f'worst {unseen.max() * _MM:.3f}, best 95 % {_best_95(unseen):.3f} (the mean that PLUS '
+        'states)')
+
+
+def _spatial_panels(found: ProbeCalibration, used: WireViews, residual: Array,
+                    unseen: Array) -> tuple[Panel, ...]:
+    top = float(max(residual.max(), unseen.max())) * _MM
+    outer, middle = used.pixels[:, :, ::2].reshape(-1, 2), used.pixels[:, :, 1].reshape(-1, 2)
+    expected, _ = used.crossings(found.delay)
+    side = (expected - found.points(used.pixels[:, :, 1])) @ found.transform[:3, :3] * _MM
+    seconds = used.times - used.times[0]
+    return (
+        Panel('Where the wires were seen', 'u (px)', 'v (px)', (
+            Series(outer[:, 0], outer[:, 1], 'outer wires', chart.GREY),
+            Series(middle[:, 0], middle[:, 1], 'middle wires')), image=True),
+        Panel('3-D error at the middle wires', 'error (mm)', 'share (%)', (
+            histogram(residual.ravel() * _MM, 'used', chart.BLUE, top),
+            histogram(unseen.ravel() * _MM, 'held out', chart.ORANGE, top))),
+        Panel('Left over: elevation', 'time (s)', 'mm', tuple(
+            Series(seconds, side[:, row, 2], f'pattern {row + 1}', colour)
+            for row, colour in zip(range(side.shape[1]), (chart.BLUE, chart.ORANGE, chart.GREEN),
+                                   strict=False))),
+        Panel('Left over: in the image', 'lateral (mm)', 'depth (mm)', (
+            Series(side[..., 0].ravel(), side[..., 1].ravel()),)))
+
+
+# --- ultrasound-temporal
+
+def _add_temporal(parser: argparse.ArgumentParser) -> None:
+    _files(parser, images='recording of a probe moved up and down over a flat floor (sequence)')
+    parser.add_argument('tracker', type=Path, nargs='?',
+                        help='poses, if they are in a file of their own (sequence or bag)')
+    parser.add_argument('--span', type=float, default=0.5, metavar='S',
+                        help='largest delay looked for (default: %(default)g)')
+    _frames(parser, probe='Probe', reference='Reference')
+
+
+def _temporal(arguments: argparse.Namespace) -> Outcome:
+    recording = open_sequence(arguments.images)
+    track = _track(arguments.tracker or arguments.images, arguments.reference, arguments.probe)
+    stamps = recording.start_time + np.array(recording.times)
+    floor = np.array([floor_depth(recording[index].pixels) for index in range(len(recording))])
+    numbers: NDArray[np.intp] | None = None
+    if recording.numbers is not None:
+        numbers = np.array(recording.numbers)
+    found = calibrate_delay(stamps, floor, track, numbers=numbers, span=arguments.span)
+    clock = ('stamps smoothed to a regular clock by the frames\' numbers: that explains the '
+             'motion better than the stamps as they are' if found.regular else
+             'stamps as recorded')
+    entry = Delay('ultrasound', found.delay, found.deviation, 'floor of a water tank, '
+                  + ('regular clock' if found.regular else 'stamps as recorded'),
+                  **_dates(arguments), samples=len(recording), inliers=found.inliers,
+                  residual=found.residual, held_out_error=found.held_out,
+                  made_by=_made_by(arguments))
+    lines = (
+        f'images are stamped {found.delay * _MM:.1f} ± {found.deviation * _MM:.1f} ms later than '
+        f'poses of the same moment (PLUS: tracker lag {-found.delay * _MM:.1f} ms)', clock,
+        f'floor found in {found.samples} of {len(recording)} images, {found.inliers} agree',
+        f'left unexplained {found.residual * _MM:.3f} mm rms, held out {found.held_out * _MM:.3f}')
+    seconds = found.times - found.times[0]
+    return Outcome(entry, lines, (
+        Panel('Floor in the image and by the tracker', 'time (s)', 'depth (px)', (
+            Series(seconds, found.signal, 'image', chart.BLUE),
+            Series(seconds, found.predicted, 'tracker, shifted', chart.ORANGE, True))),
+        Panel('Left over', 'time (s)', 'mm', (
+            Series(seconds, (found.signal - found.predicted) / found.scale * _MM),))))
+
+
+# --- pivot and phantom
+
+def _add_pivot(parser: argparse.ArgumentParser) -> None:
+    _files(parser, recording='poses of a pointer turning about its tip (sequence or bag)')
+    parser.add_argument('--second', type=Path, metavar='FILE',
+                        help='the same about another place of its shaft: gives the axis')
+    _frames(parser, marker='Stylus', reference='Reference')
+
+
+def _pivot(arguments: argparse.Namespace) -> Outcome:
+    found = _pivoted(arguments.recording, arguments)
+    second = None if arguments.second is None else _pivoted(arguments.second, arguments)
+    parent, child = KINDS['pivot']
+    entry = Calibration(
+        'pivot', parent, child, pointer_pose(found.tip, None if second is None else second.tip),
+        pointer_covariance(found, second),
+        'pivot' + (', axis by a second pivot' if second else ', axis taken through the marker'),
+        **_dates(arguments), samples=found.samples, inliers=found.inliers,
+        residual=float(np.sqrt(np.mean(found.errors**2))), held_out_error=found.held_out,
+        made_by=_made_by(arguments))
+    lines = (
+        f'tip in the marker {np.round(found.tip * _MM, 3).tolist()} mm, standard deviation '
+        f'{np.round(np.sqrt(np.diag(found.covariance)) * _MM, 3).tolist()} mm',
+        f'{found.inliers} of {found.samples} poses agree; rms {entry.residual or 0.0:.6f} m, '
+        f'held out {found.held_out * _MM:.3f} mm',
+        entry.method)
+    number = np.arange(len(found.errors), dtype=float)
+    return Outcome(entry, lines, (
+        Panel('Distance of the tip from the pivot', 'pose', 'mm', (
+            Series(number, found.errors * _MM),)),
+        Panel('Its distribution', 'mm', 'share (%)', (histogram(
+            found.errors * _MM, '', chart.BLUE, float(found.errors.max()) * _MM),))))
+
+
+def _pivoted(path: Path, arguments: argparse.Namespace) -> PivotCalibration:
+    return calibrate_pivot(_track(path, arguments.reference, arguments.marker).poses)
+
+
+def _add_phantom(parser: argparse.ArgumentParser) -> None:
+    _files(parser, recording='poses of a pointer that touches the landmarks in their order')
+    parser.add_argument('--phantom', type=Path, required=True, metavar='FILE',
+                        help='PLUS device set with the landmarks')
+    parser.add_argument('--tip', type=Path, metavar='FILE',
+                        help='calibration file with the entry "pivot", or a PLUS file with '
+                             'StylusTip to Stylus (default: that of --phantom)')
+    parser.add_argument('--keep-tip', action='store_true',
+                        help='do not adjust the tip, even where the landmarks say so')
+    _frames(parser, marker='Stylus', reference='Reference')
+
+
+def _phantom(arguments: argparse.Namespace) -> Outcome:
+    names, landmarks = read_landmarks(arguments.phantom)
+    tip = _tip(arguments)
+    track = _track(arguments.recording, arguments.reference, arguments.marker)
+    found = register_phantom(track, tip, landmarks, refine=False if arguments.keep_tip else None)
+    parent, child = KINDS['phantom']
+    entry = Calibration(
+        'phantom', parent, child, found.transform, found.covariance,
+        'landmarks touched with a pointer' + (', its tip adjusted' if found.refined else ''),
+        **_dates(arguments), samples=len(landmarks), inliers=len(landmarks),
+        residual=float(found.errors.mean()), held_out_error=found.held_out,
+        made_by=_made_by(arguments))
+    moved = float(np.linalg.norm(found.tip - tip)) * _MM
+    lines = (
+        f'{len(landmarks)} landmarks: mean error {found.errors.mean() * _MM:.3f} mm, '
+        f'largest {found.errors.max() * _MM:.3f} mm, each left out {found.held_out * _MM:.3f} mm',
+        *(f'  {name}: {error * _MM:.3f} mm'
+          for name, error in zip(names, found.errors, strict=True)),
+        f'tip adjusted by {moved:.2f} mm: the landmarks left out are predicted better'
+        if found.refined else 'tip as given')
+    back = rigid.transform_points(rigid.inverse(found.transform), found.touched) * _MM
+    given = landmarks * _MM
+    return Outcome(entry, lines, (
+        Panel('Landmarks from above', 'x (mm)', 'y (mm)', (
+            Series(given[:, 0], given[:, 1], 'given', chart.GREY),
+            Series(back[:, 0], back[:, 1], 'touched', chart.ORANGE))),
+        Panel('Error', 'landmark', 'mm', (
+            Series(np.arange(1.0, len(given) + 1), found.errors * _MM),))))
+
+
+def _tip(arguments: argparse.Namespace) -> Array:
+    path = arguments.tip or arguments.phantom
+    if path.suffix.lower() == '.xml':
+        return read_transform(path, 'StylusTip', arguments.marker)[:3, 3]
+    for item in calibration_file.load(path, datetime.now(timezone.utc)):
+        if item.kind == 'pivot':
+            return item.transform[:3, 3]
+    raise CalibrationError(f'{path}: has no entry "pivot"; make it with '
+                           '"hybrid-guidance calibrate pivot"')
+
+
+_KINDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None],
+                        Callable[[argparse.Namespace], Outcome], str]] = {
+    'ultrasound-spatial': (_add_spatial, _spatial, 'where the image lies in the probe: N-wires'),
+    'ultrasound-temporal': (_add_temporal, _temporal, 'how late images are against the tracker'),
+    'pivot': (_add_pivot, _pivot, 'the tip of a pointer, and its axis'),
+    'phantom': (_add_phantom, _phantom, 'where a phantom is, by its landmarks'),
+}

@@ -76,11 +76,12 @@ def calibrate(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _dates(arguments: argparse.Namespace) -> dict[str, datetime]:
+def _dates(arguments: argparse.Namespace) -> tuple[datetime, datetime]:
+    """Return when the calibration was made and until when it may be used."""
     now = datetime.now(timezone.utc).replace(microsecond=0)
     if not 0.0 < arguments.valid_for <= 3650.0:
         raise CalibrationError(f'--valid-for {arguments.valid_for:g}: give between 0 and 3650 days')
-    return {'date': now, 'expires': now + timedelta(days=arguments.valid_for)}
+    return now, now + timedelta(days=arguments.valid_for)
 
 
 def _made_by(arguments: argparse.Namespace) -> str:
@@ -159,7 +160,7 @@ def _spatial(arguments: argparse.Namespace) -> Outcome:
     entry = Calibration(
         'ultrasound-spatial', parent, child, found.transform, found.covariance,
         'N-wires, RANSAC and robust least squares' + ('' if spacing else ', spacing solved'),
-        **_dates(arguments), samples=seen, inliers=found.inliers,
+        *_dates(arguments), samples=seen, inliers=found.inliers,
         residual=float(residual.mean()), held_out_error=float(unseen.mean()),
         made_by=_made_by(arguments), image=found.geometry)
     return Outcome(entry, _spatial_lines(found, residual, unseen, (seen, len(used), held_seen,
@@ -270,7 +271,7 @@ def _temporal(arguments: argparse.Namespace) -> Outcome:
              'stamps as recorded')
     entry = Delay('ultrasound', found.delay, found.deviation, 'floor of a water tank, '
                   + ('regular clock' if found.regular else 'stamps as recorded'),
-                  **_dates(arguments), samples=len(recording), inliers=found.inliers,
+                  *_dates(arguments), samples=len(recording), inliers=found.inliers,
                   residual=found.residual, held_out_error=found.held_out,
                   made_by=_made_by(arguments))
     lines = (
@@ -304,7 +305,7 @@ def _pivot(arguments: argparse.Namespace) -> Outcome:
         'pivot', parent, child, pointer_pose(found.tip, None if second is None else second.tip),
         pointer_covariance(found, second),
         'pivot' + (', axis by a second pivot' if second else ', axis taken through the marker'),
-        **_dates(arguments), samples=found.samples, inliers=found.inliers,
+        *_dates(arguments), samples=found.samples, inliers=found.inliers,
         residual=float(np.sqrt(np.mean(found.errors**2))), held_out_error=found.held_out,
         made_by=_made_by(arguments))
     lines = (
@@ -346,7 +347,7 @@ def _phantom(arguments: argparse.Namespace) -> Outcome:
     entry = Calibration(
         'phantom', parent, child, found.transform, found.covariance,
         'landmarks touched with a pointer' + (', its tip adjusted' if found.refined else ''),
-        **_dates(arguments), samples=len(landmarks), inliers=len(landmarks),
+        *_dates(arguments), samples=len(landmarks), inliers=len(landmarks),
         residual=float(found.errors.mean()), held_out_error=found.held_out,
         made_by=_made_by(arguments))
     moved = float(np.linalg.norm(found.tip - tip)) * _MM
@@ -357,14 +358,14 @@ def _phantom(arguments: argparse.Namespace) -> Outcome:
           for name, error in zip(names, found.errors, strict=True)),
         f'tip adjusted by {moved:.2f} mm: the landmarks left out are predicted better'
         if found.refined else 'tip as given')
-    back = rigid.transform_points(rigid.inverse(found.transform), found.touched) * _MM
-    given = landmarks * _MM
+    off = (rigid.transform_points(rigid.inverse(found.transform), found.touched)
+           - landmarks) * _MM
+    number = np.arange(1.0, len(off) + 1)
     return Outcome(entry, lines, (
-        Panel('Landmarks from above', 'x (mm)', 'y (mm)', (
-            Series(given[:, 0], given[:, 1], 'given', chart.GREY),
-            Series(back[:, 0], back[:, 1], 'touched', chart.ORANGE))),
-        Panel('Error', 'landmark', 'mm', (
-            Series(np.arange(1.0, len(given) + 1), found.errors * _MM),))))
+        Panel('Touched less given, along the axes of the phantom', 'landmark', 'mm', tuple(
+            Series(number, off[:, axis], name, colour) for axis, (name, colour) in enumerate(
+                zip('xyz', (chart.BLUE, chart.ORANGE, chart.GREEN), strict=True)))),
+        Panel('Distance', 'landmark', 'mm', (Series(number, found.errors * _MM),))))
 
 
 def _tip(arguments: argparse.Namespace) -> Array:

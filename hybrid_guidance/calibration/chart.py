@@ -88,13 +88,15 @@ def _ticks(low: float, high: float) -> Array:
     raw = max(high - low, 1e-12) / 5.0
     base = 10.0 ** np.floor(np.log10(raw))
     step = base * min((1.0, 2.0, 5.0, 10.0), key=lambda factor: abs(factor * base - raw))
-    return np.asarray(np.arange(np.ceil(low / step - 1e-9), np.floor(high / step + 1e-9) + 1) * step)
+    first, last = np.ceil(low / step - 1e-9), np.floor(high / step + 1e-9)
+    # Adding zero turns -0 into 0.
+    return np.asarray(np.arange(first, last + 1) * step + 0.0)
 
 
 def _range(values: Array) -> tuple[float, float]:
     low, high = float(values.min()), float(values.max())
     margin = 0.06 * (high - low) or max(abs(high), 1.0) * 0.1
-    return (0.0 if 0.0 <= low < 0.5 * high else low - margin), high + margin
+    return (0.0 if 0.0 <= low < 0.3 * high else low - margin), high + margin
 
 
 def _draw(panel: Panel) -> Image:

@@ -5,7 +5,7 @@ Pivot: while the pointer turns about its tip, every pose takes the tip to one an
 shaft gives the axis.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import combinations
 from math import comb
@@ -237,7 +237,7 @@ def _require_solid(landmarks: Points) -> None:
 
 def _matching(touched: Points, landmarks: Points) -> list[int]:
     """Return which stays are the landmarks: the choice in order with the least error."""
-    def cost(choice: Sequence[int]) -> float:
+    def cost(choice: Iterable[int]) -> float:
         points = touched[list(choice)]
         return float(np.sum((rigid.transform_points(fit_rigid(landmarks, points), landmarks)
                              - points)**2))

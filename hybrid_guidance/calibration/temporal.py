@@ -109,8 +109,10 @@ def calibrate_delay(stamps: Array, signal: Array, track: Track, *,
         GateError: too few images, too little or too slow motion, a motion that does not explain
             the images, or a delay at the end of the span.
     """
-    good = np.isfinite(signal) & (stamps > track.times[0] + span) & (stamps < track.times[-1] - span)
-    gates.require_samples(int(good.sum()), 60, 'images with the floor in them and poses around them')
+    inside = (stamps > track.times[0] + span) & (stamps < track.times[-1] - span)
+    good = np.isfinite(signal) & inside
+    gates.require_samples(int(good.sum()), 60,
+                          'images with the floor in them and poses around them')
     motion = _main_motion(track, stamps[good])
     clocks = [(stamps, False)]
     if numbers is not None and len(np.unique(np.diff(numbers))) < 0.2 * len(numbers):

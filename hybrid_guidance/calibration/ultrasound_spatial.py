@@ -274,7 +274,7 @@ def _linear(views: WireViews, spacing: tuple[float, float] | None,
     pixels = part.pixels[:, :, 1][inside].reshape(-1, 2)
     design = np.column_stack([pixels, np.ones(len(pixels))])
     matrix = np.linalg.lstsq(design, expected[inside].reshape(-1, 3), rcond=None)[0]
-    left, singular, right = np.linalg.svd(matrix[:2].T, full_matrices=False)
+    left, _, right = np.linalg.svd(matrix[:2].T, full_matrices=False)
     # The closest two axes at right angles, and their lengths.
     axes = left @ right
     lengths = np.maximum(np.sum(axes * matrix[:2].T, axis=0), 1e-7) if spacing is None \

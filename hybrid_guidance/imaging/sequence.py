@@ -10,6 +10,7 @@ import re
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -434,7 +435,7 @@ def _numbers(fields: list[Mapping[str, str]]) -> tuple[int, ...] | None:
     if not all(text.isdecimal() and len(text) < 16 for text in texts):
         return None
     numbers = tuple(int(text) for text in texts)
-    return numbers if all(a < b for a, b in zip(numbers, numbers[1:], strict=False)) else None
+    return numbers if all(a < b for a, b in pairwise(numbers)) else None
 
 
 def _transforms(fields: list[Mapping[str, str]]) -> tuple[

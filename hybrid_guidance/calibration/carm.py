@@ -1,0 +1,279 @@
+"""A C-arm's intrinsics and pose from views of a bead phantom, and a probe's pose from its beads.
+
+Intrinsics over several views by OpenCV's bundle adjustment (Zhang, IEEE PAMI 2000); how much
+distortion they deserve is decided by views left out.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from hybrid_guidance.calibration import gates
+from hybrid_guidance.calibration.beads import project, solve_pose
+from hybrid_guidance.calibration.solve import Solution, least_squares
+from hybrid_guidance.geometry import rigid
+from hybrid_guidance.geometry.types import Array, Pixels, Points, Transform
+from hybrid_guidance.imaging.geometry import CameraGeometry
+
+_FLAGS = cv2.CALIB_USE_INTRINSIC_GUESS | cv2.CALIB_FIX_ASPECT_RATIO
+_NO_TANGENT = cv2.CALIB_ZERO_TANGENT_DIST | cv2.CALIB_FIX_K3
+_MODELS = {
+    'none': _FLAGS | _NO_TANGENT | cv2.CALIB_FIX_K1 | cv2.CALIB_FIX_K2,
+    'k1': _FLAGS | _NO_TANGENT | cv2.CALIB_FIX_K2,
+    'k1, k2': _FLAGS | _NO_TANGENT}
+_MINIMUM_BEADS = 10
+_SPREAD = np.deg2rad(8.0)
+
+
+@dataclass(frozen=True)
+class BeadView:
+    """One image of beads, already matched.
+
+    Attributes:
+        beads: (N, 3) metres.
+        pixels: (N, 2).
+    """
+
+    beads: Points
+    pixels: Pixels
+
+
+@dataclass(frozen=True)
+class CarmCalibration:
+    """What one or more views of a bead phantom tell.
+
+    Attributes:
+        camera: intrinsics.
+        poses: (V, 4, 4) ``optical_T_phantom`` of every view.
+        covariance: (6, 6) of the first view's pose, in optical axes.
+        focal_deviation: px, standard deviation of the focal length.
+        model: of the distortion.
+        errors: (N,) px at every bead used.
+        held_out: px, root mean square: beads of views left out, pose from every other bead.
+        samples: beads given.
+        inliers: beads used.
+    """
+
+    camera: CameraGeometry
+    poses: Array
+    covariance: Array
+    focal_deviation: float
+    model: str
+    errors: Array
+    held_out: float
+    samples: int
+    inliers: int
+
+
+def calibrate_carm(views: Sequence[BeadView], size: tuple[int, int], focal: float, *,
+                   limit: float = 0.5) -> CarmCalibration:
+    """Solve intrinsics and poses from several views of a bead phantom.
+
+    Args:
+        views: matched beads, ten or more in each; a wrong match among them is dropped.
+        size: (width, height) in pixels.
+        focal: px, to begin with: source to detector by pixel spacing.
+        limit: px, held-out error above which it is refused.
+
+    Raises:
+        GateError: too few views or beads, views too alike, or too large an error.
+    """
+    gates.require_samples(len(views), 5, 'views of the bead phantom')
+    for number, view in enumerate(views, start=1):
+        gates.require_samples(len(view.beads), _MINIMUM_BEADS, f'beads in view {number}')
+    start = np.array([[focal, 0.0, (size[0] - 1) / 2.0], [0.0, focal, (size[1] - 1) / 2.0],
+                      [0.0, 0.0, 1.0]])
+    samples = sum(len(view.beads) for view in views)
+    kept = _without_outliers(views, size, start)
+    inliers = sum(len(view.beads) for view in kept)
+    gates.require_inliers(inliers, samples, 0.7, 'beads')
+    errors = {model: _held_out(kept, size, start, flags) for model, flags in _MODELS.items()}
+    # A richer model must earn its place.
+    model = 'none'
+    for richer in ('k1', 'k1, k2'):
+        model = richer if errors[richer] < 0.97 * errors[model] else model
+    gates.require_held_out(errors[model], limit, 'px', (
+        'check the list of beads and their order, keep the phantom still during each exposure'))
+    camera, distortion, poses, deviation = _adjust(kept, size, start, _MODELS[model])
+    gates.require_rotation_spread(poses[:, :3, :3].swapaxes(1, 2), _SPREAD,
+                                  'the phantom in the views', axes=1)
+    if deviation > 0.01 * camera[0, 0]:
+        raise gates.GateError(
+            f'the focal length is known to {deviation / camera[0, 0]:.1%} only, 1 % is needed: '
+            'focal length and distance are not told apart; tilt the phantom by 20° and more, and '
+            'use beads at different depths')
+    left = np.concatenate([np.linalg.norm(project(pose, view.beads, camera, distortion)
+                                          - view.pixels, axis=1)
+                           for pose, view in zip(poses, kept, strict=True)])
+    geometry = CameraGeometry(
+        (float(camera[0, 0]), float(camera[1, 1])), (float(camera[0, 2]), float(camera[1, 2])),
+        (float(distortion[0]), float(distortion[1]), float(distortion[2]), float(distortion[3]),
+         float(distortion[4])), size)
+    covariance = _pose_solution(poses[0], kept[0], camera, distortion).covariance
+    return CarmCalibration(geometry, poses, covariance, deviation, model, left, errors[model],
+                           samples, inliers)
+
+
+def _without_outliers(views: Sequence[BeadView], size: tuple[int, int],
+                      start: Array) -> list[BeadView]:
+    """Drop beads that all others contradict, worst first: matched wrongly, or hidden."""
+    kept = [BeadView(*_agreeing(view, start)) for view in views]
+    for _ in range(4):
+        camera, distortion, poses, _ = _adjust(kept, size, start, _MODELS['k1'])
+        errors = [np.linalg.norm(project(pose, view.beads, camera, distortion) - view.pixels,
+                                 axis=1) for pose, view in zip(poses, kept, strict=True)]
+        limit = max(4.0 * 1.2 * float(np.median(np.concatenate(errors))), 0.3)
+        if max(float(error.max()) for error in errors) <= limit:
+            break
+        kept = [BeadView(view.beads[error <= limit], view.pixels[error <= limit])
+                for view, error in zip(kept, errors, strict=True)]
+        for number, view in enumerate(kept, start=1):
+            gates.require_samples(len(view.beads), 8, f'beads that agree in view {number}')
+    return kept
+
+
+def _agreeing(view: BeadView, camera: Array) -> tuple[Points, Pixels]:
+    """Return the beads of a view that one pose explains to a few pixels."""
+    good, _, _, inliers = cv2.solvePnPRansac(
+        view.beads, view.pixels, camera, None, reprojectionError=8.0, iterationsCount=300,
+        flags=cv2.SOLVEPNP_SQPNP)
+    if not good or inliers is None or len(inliers) < 8:
+        raise gates.GateError('the beads of a view do not fit any pose; check the list of beads, '
+                              'its unit and the focal length given')
+    index = inliers[:, 0]
+    return view.beads[index], view.pixels[index]
+
+
+def _adjust(views: Sequence[BeadView], size: tuple[int, int], start: Array,
+            flags: int) -> tuple[Array, Array, Array, float]:
+    """Return camera, distortion, poses and the focal length's standard deviation."""
+    _, camera, distortion, turns, shifts, deviations, _, _ = cv2.calibrateCameraExtended(
+        [view.beads.astype(np.float32) for view in views],
+        [view.pixels.astype(np.float32) for view in views], size, start.copy(), np.zeros(5),
+        flags=flags)
+    poses = np.array([rigid.transform(cv2.Rodrigues(turn)[0], shift[:, 0])
+                      for turn, shift in zip(turns, shifts, strict=True)])
+    return camera, distortion.ravel()[:5], poses, float(deviations.ravel()[:2].max())
+
+
+def _held_out(views: Sequence[BeadView], size: tuple[int, int], start: Array, flags: int) -> float:
+    """Return the root mean square error in px of beads that neither intrinsics nor pose used."""
+    squares = []
+    for number, view in enumerate(views):
+        others = [other for index, other in enumerate(views) if index != number]
+        camera, distortion, _, _ = _adjust(others, size, start, flags)
+        for half in range(2):
+            pose_from, tested = (np.arange(len(view.beads)) % 2 == side
+                                 for side in (half, 1 - half))
+            pose = solve_pose(view.beads[pose_from], view.pixels[pose_from], camera, distortion) \
+                if np.count_nonzero(pose_from) >= 4 else None
+            if pose is None:
+                continue
+            left = project(pose, view.beads[tested], camera, distortion) - view.pixels[tested]
+            squares.append(np.sum(left**2, axis=1))
+    return float(np.sqrt(np.mean(np.concatenate(squares)))) if squares else np.inf
+
+
+def _pose_solution(pose: Transform, view: BeadView, camera: Array,
+                   distortion: Array | None) -> Solution:
+    """Adjust a pose in px; the parameters are an offset in optical axes."""
+    return least_squares(lambda x: (project(rigid.perturbed(pose, x), view.beads, camera,
+                                            distortion) - view.pixels).ravel(),
+                         np.zeros(6), np.array([1e-3] * 3 + [1e-2] * 3))
+
+
+@dataclass(frozen=True)
+class ProbeInXray:
+    """The ultrasound probe's pose in an X-ray image.
+
+    Attributes:
+        transform: (4, 4) ``fluoroscopy_optical_frame_T_ultrasound_probe``.
+        covariance: (6, 6) in optical axes: large along the beam, which z is.
+        errors: (N,) px.
+        held_out: px, root mean square: each bead, pose from the others.
+        samples: beads given.
+        inliers: beads used.
+    """
+
+    transform: Transform
+    covariance: Array
+    errors: Array
+    held_out: float
+    samples: int
+    inliers: int
+
+
+def locate_probe(view: BeadView, camera: Array, *, distortion: Array | None = None,
+                 focal_deviation: float = 0.0, limit: float = 1.5) -> ProbeInXray:
+    """Find a probe from its beads in one X-ray image; no tracker is needed.
+
+    The covariance is scaled by the beads' own residuals, as that of a Student distribution, so
+    that few beads do not promise too much; what the focal length is not known by is added, along
+    the beam.
+
+    Args:
+        view: beads in the probe's frame and their pixels, matched; wrong ones are dropped.
+        camera: (3, 3) intrinsics.
+        distortion: (5,) of OpenCV.
+        focal_deviation: px, of the focal length.
+        limit: px, held-out error above which it is refused.
+
+    Raises:
+        GateError: fewer than seven beads, beads in a plane seen flat, or too large an error.
+    """
+    gates.require_samples(len(view.beads), 7, 'beads of the probe')
+    samples = len(view.beads)
+    good, _, _, inliers = cv2.solvePnPRansac(
+        view.beads, view.pixels, camera, distortion, reprojectionError=3.0,
+        iterationsCount=500, flags=cv2.SOLVEPNP_SQPNP)
+    count = 0 if not good or inliers is None else len(inliers)
+    gates.require_inliers(count, samples, 0.6, 'beads')
+    gates.require_samples(count, 7, 'beads of the probe that agree')
+    used = BeadView(view.beads[inliers[:, 0]], view.pixels[inliers[:, 0]])
+    pose = solve_pose(used.beads, used.pixels, camera, distortion)
+    if pose is None:
+        raise gates.GateError('the beads give no pose; check their list and take another view')
+    pose, used, solution = _trimmed(pose, used, camera, distortion)
+    gates.require_conditioned(solution, 3000.0, (
+        'the position across the beam', 'the position across the beam',
+        'the position along the beam', *('the tilt of the probe',) * 3), (
+        'use beads that do not lie in one plane, or take another view'))
+    held_out = _bead_left_out(pose, used, camera, distortion)
+    gates.require_held_out(held_out, limit, 'px', 'check the list of beads and the intrinsics')
+    freedom = 2 * len(used.beads) - 6
+    covariance = solution.covariance * freedom / (freedom - 2)
+    longer = camera.copy()
+    longer[0, 0] += 1.0
+    longer[1, 1] += 1.0
+    moved = _pose_solution(pose, used, longer, distortion).values
+    covariance = covariance + focal_deviation**2 * np.outer(moved, moved)
+    errors = np.linalg.norm(solution.residuals.reshape(-1, 2), axis=1)
+    return ProbeInXray(pose, covariance, errors, held_out, samples, len(used.beads))
+
+
+def _trimmed(pose: Transform, view: BeadView, camera: Array,
+             distortion: Array | None) -> tuple[Transform, BeadView, Solution]:
+    """Adjust, dropping the worst bead while it lies far outside what the others say."""
+    while True:
+        solution = _pose_solution(pose, view, camera, distortion)
+        pose = rigid.perturbed(pose, solution.values)
+        errors = np.linalg.norm(solution.residuals.reshape(-1, 2), axis=1)
+        worst = int(errors.argmax())
+        others = np.delete(errors, worst)
+        if len(errors) <= 7 or errors[worst] < 5.0 * float(np.sqrt(np.mean(others**2))):
+            return pose, view, _pose_solution(pose, view, camera, distortion)
+        view = BeadView(np.delete(view.beads, worst, axis=0), np.delete(view.pixels, worst, axis=0))
+
+
+def _bead_left_out(pose: Transform, view: BeadView, camera: Array,
+                   distortion: Array | None) -> float:
+    squares = []
+    for index in range(len(view.beads)):
+        part = BeadView(np.delete(view.beads, index, axis=0), np.delete(view.pixels, index, axis=0))
+        solution = _pose_solution(pose, part, camera, distortion)
+        found = project(rigid.perturbed(pose, solution.values), view.beads[index:index + 1],
+                        camera, distortion)[0]
+        squares.append(float(np.sum((found - view.pixels[index])**2)))
+    return float(np.sqrt(np.mean(squares)))

@@ -109,6 +109,7 @@ def calibrate_delay(stamps: Array, signal: Array, track: Track, *,
         GateError: too few images, too little or too slow motion, a motion that does not explain
             the images, or a delay at the end of the span.
     """
+    track = track.without_glitches()
     inside = (stamps > track.times[0] + span) & (stamps < track.times[-1] - span)
     good = np.isfinite(signal) & inside
     gates.require_samples(int(good.sum()), 60,

@@ -28,6 +28,24 @@ class Track:
             raise CalibrationError('a track needs two poses or more, in order of time; record '
                                    'again with the tracker running and the marker in view')
 
+    def without_glitches(self, least: float = 2e-3) -> 'Track':
+        """Return the track without poses that jump out of a continuous motion.
+
+        A pose is left out where it lies far from the median of itself and two neighbours on
+        either side (Hampel's filter); rotations count at 10 cm. For motion filmed in one go, not
+        for poses taken one by one.
+
+        Args:
+            least: metres, of a jump; more where the motion itself is rough.
+        """
+        values = np.concatenate([self.poses[:, :3, 3], 0.1 * self.poses[:, :3, :3].reshape(-1, 9)],
+                                axis=1)
+        padded = np.pad(values, ((2, 2), (0, 0)), mode='edge')
+        medians = np.median([padded[shift:shift + len(values)] for shift in range(5)], axis=0)
+        jumps = np.linalg.norm(values - medians, axis=1)
+        keep = jumps <= max(least, 8.0 * float(np.median(jumps)))
+        return Track(self.times[keep], self.poses[keep])
+
     def at(self, times: Array, gap: float = 0.25) -> tuple[Array, NDArray[np.bool_]]:
         """Return poses at (M,) times: position linear, rotation by the shortest arc.
 

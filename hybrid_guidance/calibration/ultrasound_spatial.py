@@ -160,40 +160,40 @@ def calibrate_wires(views: WireViews, origin: tuple[float, float], *,
     Raises:
         GateError: too few images, too little motion, or a plane that they do not determine.
     """
+    views = replace(views, track=views.track.without_glitches())
     views = views.subset(views.track.at(views.times)[1])
     gates.require_samples(len(views), 20, 'images in which all wires were found')
     poses = views.track.at(views.times)[0]
     gates.require_rotation_spread(poses[:, :3, :3].swapaxes(1, 2), np.deg2rad(1.0),
                                   'the probe', axes=1)
-    start = _linear(views, spacing, np.arange(len(views)))
 
     def errors_of(chosen: NDArray[np.intp]) -> Array:
-        errors = np.linalg.norm(_wire_residuals(_linear(views, spacing, chosen), views), axis=-1)
+        errors = np.linalg.norm(_wire_residuals(_linear(views.subset(chosen), spacing), views),
+                                axis=-1)
         return np.asarray(np.sqrt(np.mean(errors**2, axis=1)))
     inliers = consensus(len(views), 6, errors_of, tolerance)
     gates.require_inliers(int(inliers.sum()), len(views), 0.6, 'images')
     used = views.subset(inliers)
-    free = _free(spacing is None, solve_delay)
-    start = _linear(used, spacing, np.arange(len(used)))
+    free = _free(spacing is None)
 
-    def fit(part: WireViews) -> Solution:
-        return _solve(lambda x: _wire_residuals(x, part).ravel(), start, free, 3)
-    solution = fit(used)
+    def fit(part: WireViews) -> tuple[Solution, Array]:
+        start = _linear(part, spacing, _delay(part, spacing) if solve_delay else 0.0)
+        solution = _solve(lambda x: _wire_residuals(x, part).ravel(), start, free, 3)
+        return solution, _whole(solution, start, free)
+    solution, x = fit(used)
     gates.require_conditioned(solution, _CONDITION, tuple(np.array(_PARAMETERS)[free]), (
         'move the probe over the whole phantom, tilt it both ways and turn it in the hand'))
-    return _result(_whole(solution, start, free), origin, used,
-                   lambda keep: _whole(fit(used.subset(keep)), start, free), len(views))
+    return _result(x, origin, used, lambda keep: fit(used.subset(keep))[1], len(views))
 
 
 def calibrate_point(views: PointViews, start: ProbeCalibration, *, solve_spacing: bool = True,
-                    solve_delay: bool = False, tolerance: float = 4e-3) -> ProbeCalibration:
+                    tolerance: float = 4e-3) -> ProbeCalibration:
     """Solve the image plane from images of one fixed point or cross-wire.
 
     Args:
         views: images.
         start: a rough calibration, for example measured by hand: within about 30° and 5 cm.
         solve_spacing: whether the pixel spacing is solved; otherwise that of ``start`` stays.
-        solve_delay: whether images may be late against the tracker.
         tolerance: metres, of an image that agrees.
 
     Raises:
@@ -204,7 +204,7 @@ def calibrate_point(views: PointViews, start: ProbeCalibration, *, solve_spacing
     poses = views.track.at(views.times)[0]
     axes = poses[:, :3, :3] @ start.transform[:3, :3]
     gates.require_rotation_spread(axes, _ROTATION, 'the probe', _AXES, axes=3)
-    free = np.concatenate([_free(solve_spacing, solve_delay), [True] * 3])
+    free = np.concatenate([_free(solve_spacing), [True] * 3])
     initial = _start(start)
     world = np.einsum('nij,nj->ni', poses[:, :3, :3], start.points(views.pixels)) + poses[:, :3, 3]
     initial = np.concatenate([initial, np.median(world, axis=0)])
@@ -226,8 +226,39 @@ def calibrate_point(views: PointViews, start: ProbeCalibration, *, solve_spacing
     return replace(result, target=values[9:])
 
 
-def _free(spacing: bool, delay: bool) -> NDArray[np.bool_]:
-    return np.array([True] * 6 + [spacing] * 2 + [delay])
+def _free(spacing: bool) -> NDArray[np.bool_]:
+    return np.array([True] * 6 + [spacing] * 2 + [False])
+
+
+def _delay(views: WireViews, spacing: tuple[float, float] | None, span: float = 0.15) -> float:
+    """Return the delay at which a linear fit leaves least.
+
+    A pose read between two noisy samples is less noisy than either: its variance falls by
+    ``2 f (1 - f)``, f being how far between. Where images carry their own poses this dents the
+    cost between any two samples, and a descent ends in a dent. So the dents' known shape is
+    fitted beside the cubic whose minimum is the delay.
+    """
+    def cost(delay: float) -> float:
+        return float(np.sum(_wire_residuals(_linear(views, spacing, delay), views)**2))
+
+    def dent(delay: float) -> float:
+        times, at = views.track.times, views.times - delay
+        index = np.clip(np.searchsorted(times, at, side='right') - 1, 0, len(times) - 2)
+        share = np.clip((at - times[index]) / (times[index + 1] - times[index]), 0.0, 1.0)
+        return float(np.mean(share * (1.0 - share)))
+    coarse = np.arange(-span, span + 1e-9, 0.02)
+    best = float(coarse[int(np.argmin([cost(delay) for delay in coarse]))])
+    reach = max(0.04, 0.6 * float(np.median(np.diff(views.track.times))))
+    for _ in range(4):
+        near = np.linspace(-reach, reach, 17)
+        design = np.column_stack([near**2, near, near**3, np.ones(17),
+                                  [dent(best + d) for d in near]])
+        square, linear, _, _, _ = np.linalg.lstsq(design, np.array(
+            [cost(best + d) for d in near]), rcond=None)[0]
+        if not square > 0.0:
+            break
+        best += float(np.clip(-linear / (2.0 * square), -reach, reach))
+    return float(np.clip(best, -span, span))
 
 
 def _solve(function: Callable[[Array], Array], start: Array, free: NDArray[np.bool_], group: int,
@@ -266,14 +297,12 @@ def _point_residuals(x: Array, views: PointViews) -> Array:
     return np.asarray(world - x[9:12])
 
 
-def _linear(views: WireViews, spacing: tuple[float, float] | None,
-            chosen: NDArray[np.intp]) -> Array:
+def _linear(views: WireViews, spacing: tuple[float, float] | None, delay: float = 0.0) -> Array:
     """Return parameters from a linear fit of nine numbers, made rigid afterwards."""
-    part = views.subset(chosen)
-    expected, inside = part.crossings(0.0)
-    pixels = part.pixels[:, :, 1][inside].reshape(-1, 2)
+    expected, _ = views.crossings(delay)
+    pixels = views.pixels[:, :, 1].reshape(-1, 2)
     design = np.column_stack([pixels, np.ones(len(pixels))])
-    matrix = np.linalg.lstsq(design, expected[inside].reshape(-1, 3), rcond=None)[0]
+    matrix = np.linalg.lstsq(design, expected.reshape(-1, 3), rcond=None)[0]
     left, _, right = np.linalg.svd(matrix[:2].T, full_matrices=False)
     # The closest two axes at right angles, and their lengths.
     axes = left @ right
@@ -282,7 +311,7 @@ def _linear(views: WireViews, spacing: tuple[float, float] | None,
     rotation = np.column_stack([axes, np.cross(axes[:, 0], axes[:, 1])])
     centre = pixels.mean(axis=0)
     corner = matrix[2] + centre @ matrix[:2] - axes @ (centre * lengths)
-    return np.concatenate([corner, rigid.vector_from_rotation(rotation), lengths, [0.0]])
+    return np.concatenate([corner, rigid.vector_from_rotation(rotation), lengths, [delay]])
 
 
 def _start(calibration: ProbeCalibration) -> Array:

@@ -1,7 +1,7 @@
-"""Calibrations against their bars: on simulated recordings with noise, bias and outliers, and on
-the PLUS toolkit's real recordings where they are there.
+"""Calibrations against their bars, on simulated and, where they are there, real recordings.
 
-Simulated: seeds that no threshold was chosen on; the value is the 95th percentile over seeds.
+Simulated with noise, slow bias and outliers: seeds that no threshold was chosen on; the value is
+the 95th percentile over seeds.
 Real: the commands a user would type, on the files as they are; the reference is what PLUS got.
 
 Usage: python bench/calibration.py [--seeds 20] [--first-seed 5000] [--plus FOLDER]
@@ -52,8 +52,11 @@ def pivot(random) -> dict[str, float]:
 def wires(random) -> dict[str, float]:
     """N-wires: a minute of recording, judged on half a minute of another."""
     from hybrid_guidance.calibration.track import Track
-    from hybrid_guidance.calibration.ultrasound_spatial import (WireViews, calibrate_wires,
-                                                                wire_errors)
+    from hybrid_guidance.calibration.ultrasound_spatial import (
+        WireViews,
+        calibrate_wires,
+        wire_errors,
+    )
     from hybrid_guidance.geometry.rigid import inverse, transform_points
     from hybrid_guidance.imaging.geometry import ImageGeometry
     from hybrid_guidance.simulation.calibrations import Errors, random_pose, sweep_wires
@@ -66,8 +69,8 @@ def wires(random) -> dict[str, float]:
                       for seconds, errors in ((60.0, Errors()), (30.0, Errors(outliers=0.0)))))
     found = calibrate_wires(used, ORIGIN)
     corners = np.array([[100.0, 100.0], [700.0, 100.0], [700.0, 500.0], [100.0, 500.0]])
-    truth = transform_points(probe_T_image,
-                             ImageGeometry(SPACING, ORIGIN).projection((1, 1)).back_project(corners))
+    plane = ImageGeometry(SPACING, ORIGIN).projection((1, 1))
+    truth = transform_points(probe_T_image, plane.back_project(corners))
     return {'held out': float(wire_errors(found, held).mean()) * 1e3,
             'corners against the truth': float(np.linalg.norm(
                 found.points(corners) - truth, axis=1).max()) * 1e3}
@@ -116,8 +119,12 @@ def probe(random) -> dict[str, float]:
     """Fourteen beads of a probe in one X-ray image, to 0.3 px, the focal length to 0.1 %."""
     from hybrid_guidance.calibration.carm import BeadView, locate_probe
     from hybrid_guidance.geometry.rigid import transform, vector_from_rotation
-    from hybrid_guidance.simulation.calibrations import (Errors, bead_pixels, random_pose,
-                                                         scatter_beads)
+    from hybrid_guidance.simulation.calibrations import (
+        Errors,
+        bead_pixels,
+        random_pose,
+        scatter_beads,
+    )
     beads = scatter_beads(random, 14, np.array([0.05, 0.04, 0.06]), 0.006)
     pose = transform(random_pose(random)[:3, :3], np.array([*random.normal(0.0, 0.02, 2), 0.7]))
     pixels = bead_pixels(random, beads, pose, CAMERA, Errors(pixel=0.3))

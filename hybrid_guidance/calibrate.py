@@ -1,6 +1,4 @@
-"""``hybrid-guidance calibrate <kind>``: recordings in; an entry of the calibration file, a report
-and a picture out.
-"""
+"""``hybrid-guidance calibrate <kind>``: recordings in; a calibration, report and picture out."""
 
 import argparse
 from collections.abc import Callable
@@ -9,26 +7,45 @@ from datetime import datetime, timedelta, timezone
 from getpass import getuser
 from pathlib import Path
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from hybrid_guidance.calibration import chart
 from hybrid_guidance.calibration import file as calibration_file
+from hybrid_guidance.calibration.beads import find_beads, match_beads
+from hybrid_guidance.calibration.carm import BeadView, calibrate_carm, locate_probe
 from hybrid_guidance.calibration.chart import Panel, Series, histogram
 from hybrid_guidance.calibration.file import KINDS, Calibration, CalibrationError, Delay
 from hybrid_guidance.calibration.gates import require_held_out, require_samples
-from hybrid_guidance.calibration.pivot import (PivotCalibration, calibrate_pivot,
-                                               pointer_covariance, pointer_pose, register_phantom)
-from hybrid_guidance.calibration.plus_phantom import (read_face, read_landmarks, read_transform,
-                                                      read_wires)
+from hybrid_guidance.calibration.hand_eye import calibrate_hand_eye
+from hybrid_guidance.calibration.pivot import (
+    PivotCalibration,
+    calibrate_pivot,
+    pointer_covariance,
+    pointer_pose,
+    register_phantom,
+)
+from hybrid_guidance.calibration.plus_phantom import (
+    read_face,
+    read_landmarks,
+    read_transform,
+    read_wires,
+)
 from hybrid_guidance.calibration.recorded import read_tf, track_of
 from hybrid_guidance.calibration.temporal import calibrate_delay, floor_depth
 from hybrid_guidance.calibration.track import Track
-from hybrid_guidance.calibration.ultrasound_spatial import (ProbeCalibration, WireViews,
-                                                            calibrate_wires, wire_errors)
+from hybrid_guidance.calibration.ultrasound_spatial import (
+    ProbeCalibration,
+    WireViews,
+    calibrate_wires,
+    wire_errors,
+)
 from hybrid_guidance.calibration.wires import WirePhantom, find_spots, match_wires
 from hybrid_guidance.geometry import rigid
-from hybrid_guidance.geometry.types import Array, Transform
+from hybrid_guidance.geometry.covariance import relative
+from hybrid_guidance.geometry.types import Array, Image, Transform
+from hybrid_guidance.imaging.dicom import open_dicom
 from hybrid_guidance.imaging.sequence import SequenceRecording, open_sequence
 
 _MM = 1e3
@@ -266,7 +283,7 @@ def _temporal(arguments: argparse.Namespace) -> Outcome:
     if recording.numbers is not None:
         numbers = np.array(recording.numbers)
     found = calibrate_delay(stamps, floor, track, numbers=numbers, span=arguments.span)
-    clock = ('stamps smoothed to a regular clock by the frames\' numbers: that explains the '
+    clock = ("stamps smoothed to a regular clock by the frames' numbers: that explains the "
              'motion better than the stamps as they are' if found.regular else
              'stamps as recorded')
     entry = Delay('ultrasound', found.delay, found.deviation, 'floor of a water tank, '
@@ -379,10 +396,196 @@ def _tip(arguments: argparse.Namespace) -> Array:
                            '"hybrid-guidance calibrate pivot"')
 
 
+# --- hand-eye
+
+def _add_hand_eye(parser: argparse.ArgumentParser) -> None:
+    _files(parser, recording='poses of a robot whose sensor sees a fixed target (sequence or bag)')
+    parser.add_argument('--every', type=float, default=0.5, metavar='S',
+                        help='seconds between the poses taken (default: %(default)g)')
+    _frames(parser, base='Base', flange='Flange', eye='Eye', target='Target')
+
+
+def _hand_eye(arguments: argparse.Namespace) -> Outcome:
+    hand = _track(arguments.recording, arguments.base, arguments.flange)
+    seen = _track(arguments.recording, arguments.eye, arguments.target)
+    times = np.arange(max(hand.times[0], seen.times[0]), min(hand.times[-1], seen.times[-1]),
+                      max(arguments.every, 1e-3))
+    hands, first = hand.at(times)
+    views, second = seen.at(times)
+    good = first & second
+    found = calibrate_hand_eye(hands[good], views[good])
+    parent, child = KINDS['hand-eye']
+    entry = Calibration(
+        'hand-eye', parent, child, found.transform, found.covariance, found.method,
+        *_dates(arguments), samples=found.samples, inliers=found.inliers,
+        residual=float(found.errors.mean()), held_out_error=found.held_out,
+        made_by=_made_by(arguments))
+    lines = (
+        f'{found.inliers} of {found.samples} poses agree; best of {len(found.ranking)} solvers: '
+        f'{found.method}',
+        f'held out: {found.held_out * _MM:.3f} mm, {np.rad2deg(found.held_out_angle):.3f}°',
+        *(f'  {name}: {error * _MM:.3f} mm'
+          for name, error in sorted(found.ranking.items(), key=lambda one: one[1])))
+    number = np.arange(len(found.errors), dtype=float)
+    return Outcome(entry, lines, (
+        Panel('Distance of the target from its mean', 'pose', 'mm', (
+            Series(number, found.errors * _MM),)),
+        Panel('Its distribution', 'mm', 'share (%)', (histogram(
+            found.errors * _MM, '', chart.BLUE, float(found.errors.max()) * _MM),))))
+
+
+# --- carm and fluoroscopy-ultrasound
+
+def _add_carm(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('images', type=Path, nargs='+',
+                        help='X-ray images of the bead phantom (DICOM, PNG or TIFF)')
+    _add_beads(parser, 'millimetres in the frame of the phantom')
+    parser.add_argument('--focal', type=float, required=True, metavar='PX', help=(
+        'about: source to detector over pixel spacing'))
+
+
+def _add_beads(parser: argparse.ArgumentParser, where: str) -> None:
+    parser.add_argument('--beads', type=Path, required=True, metavar='FILE',
+                        help=f'text file, x y z of one bead a line, {where}')
+    parser.add_argument('--radius', type=float, default=5.0, metavar='PX',
+                        help='of the shadow of a bead (default: %(default)g)')
+
+
+def _beads(path: Path) -> Array:
+    try:
+        beads = np.loadtxt(path, ndmin=2, delimiter=',' if ',' in path.read_text() else None)
+    except (OSError, ValueError) as error:
+        raise CalibrationError(f'{path}: is not a list of beads ({error}); write x y z in '
+                               'millimetres, one bead a line') from error
+    if beads.shape[1] != 3 or not np.all(np.isfinite(beads)):
+        raise CalibrationError(f'{path}: {beads.shape[1]} numbers a line; write x y z in '
+                               'millimetres, one bead a line')
+    return np.asarray(beads * 1e-3)
+
+
+def _xrays(path: Path) -> list[Image]:
+    """Return the images of a file."""
+    if path.suffix.lower() in ('.png', '.tif', '.tiff', '.jpg', '.jpeg', '.bmp'):
+        image = cv2.imread(str(path), cv2.IMREAD_ANYDEPTH | cv2.IMREAD_GRAYSCALE)
+        if image is None:
+            raise CalibrationError(f'{path}: is no image that can be read; check the path')
+        return [np.asarray(image)]
+    recording = open_dicom(path, 'fluoroscopy')
+    return [recording[index].pixels for index in range(len(recording))]
+
+
+def _bead_view(image: Image, path: Path, beads: Array, camera: Array, radius: float,
+               distortion: Array | None = None) -> BeadView:
+    spots = find_beads(image, radius)
+    match = match_beads(spots, beads, camera, distortion=distortion,
+                        tolerance=4.0 if distortion is not None else 10.0)
+    if match is None:
+        raise CalibrationError(
+            f'{path}: {len(spots)} spots, and they do not fit the {len(beads)} beads; give '
+            "--radius as the shadow's, check that beads are darker than what is around them "
+            'and that at least six in ten are in the image')
+    return BeadView(beads[match.beads], spots[match.spots])
+
+
+def _carm(arguments: argparse.Namespace) -> Outcome:
+    beads = _beads(arguments.beads)
+    images = [(path, image) for path in arguments.images for image in _xrays(path)]
+    height, width = images[0][1].shape
+    if any(image.shape != (height, width) for _, image in images):
+        raise CalibrationError('the images differ in size; take all with one field of view')
+    camera = np.array([[arguments.focal, 0.0, (width - 1) / 2.0],
+                       [0.0, arguments.focal, (height - 1) / 2.0], [0.0, 0.0, 1.0]])
+    views = [_bead_view(image, path, beads, camera, arguments.radius) for path, image in images]
+    found = calibrate_carm(views, (width, height), arguments.focal)
+    parent, child = KINDS['carm']
+    transform = rigid.inverse(found.poses[0])
+    scale = float(found.poses[0][2, 3] / found.camera.focal[0])
+    entry = Calibration(
+        'carm', parent, child, transform, relative(
+            found.poses[0], found.covariance, np.eye(4), np.zeros((6, 6))),
+        'bead phantom, its frame in the first image taken for carm; distortion: ' + found.model,
+        *_dates(arguments), samples=found.samples, inliers=found.inliers,
+        residual=float(np.sqrt(np.mean(found.errors**2))) * scale,
+        held_out_error=found.held_out * scale, made_by=_made_by(arguments), camera=found.camera)
+    lines = (
+        f'{len(views)} views, {found.inliers} of {found.samples} beads agree',
+        f'focal length {found.camera.focal[0]:.1f} ± {found.focal_deviation:.1f} px, principal '
+        f'point {found.camera.centre[0]:.1f}, {found.camera.centre[1]:.1f}, distortion '
+        f'{found.model}',
+        f'reprojection of beads used {np.sqrt(np.mean(found.errors**2)):.3f} px rms, held out '
+        f'{found.held_out:.3f} px',
+        f'carm <- fluoroscopy_optical_frame at {np.round(transform[:3, 3] * _MM, 2).tolist()} mm: '
+        'the frame of the phantom in the first image')
+    pixels = np.concatenate([view.pixels for view in views])
+    return Outcome(entry, lines, (
+        Panel('Where the beads were seen', 'u (px)', 'v (px)', (
+            Series(pixels[:, 0], pixels[:, 1]),), image=True),
+        Panel('Reprojection', 'px', 'share (%)', (histogram(
+            found.errors, '', chart.BLUE, float(found.errors.max())),))))
+
+
+def _add_probe(parser: argparse.ArgumentParser) -> None:
+    _files(parser, image='one X-ray image in which the beads on the probe are seen')
+    _add_beads(parser, 'millimetres in the frame of the probe')
+    parser.add_argument('--camera', type=Path, metavar='FILE',
+                        help='calibration file with the intrinsics (entry "carm"); DICOM images '
+                             'that tell their own need none')
+    parser.add_argument('--focal-error', type=float, default=0.5, metavar='%',
+                        help='standard deviation of the focal length (default: %(default)g)')
+
+
+def _probe(arguments: argparse.Namespace) -> Outcome:
+    beads = _beads(arguments.beads)
+    image = _xrays(arguments.image)[0]
+    camera, distortion = _intrinsics(arguments)
+    view = _bead_view(image, arguments.image, beads, camera, arguments.radius, distortion)
+    deviation = arguments.focal_error * 0.01 * float(camera[0, 0])
+    found = locate_probe(view, camera, distortion=distortion, focal_deviation=deviation)
+    scale = float(found.transform[2, 3] / camera[0, 0])
+    parent, child = KINDS['fluoroscopy-ultrasound']
+    entry = Calibration(
+        'fluoroscopy-ultrasound', parent, child, found.transform, found.covariance,
+        'beads of the probe in one X-ray image', *_dates(arguments), samples=found.samples,
+        inliers=found.inliers, residual=float(np.sqrt(np.mean(found.errors**2))) * scale,
+        held_out_error=found.held_out * scale, made_by=_made_by(arguments))
+    sigma = np.sqrt(np.diag(found.covariance))
+    lines = (
+        f'{found.inliers} of {found.samples} beads agree, held out {found.held_out:.3f} px',
+        f"probe at {np.round(found.transform[:3, 3] * _MM, 2).tolist()} mm in the X-ray's frame; "
+        f'standard deviation {sigma[0] * _MM:.3f} and {sigma[1] * _MM:.3f} mm across the beam, '
+        f'{sigma[2] * _MM:.2f} mm along it')
+    return Outcome(entry, lines, (
+        Panel('Beads of the probe', 'u (px)', 'v (px)', (
+            Series(view.pixels[:, 0], view.pixels[:, 1]),), image=True),
+        Panel('Reprojection', 'bead', 'px', (
+            Series(np.arange(len(found.errors), dtype=float), found.errors),))))
+
+
+def _intrinsics(arguments: argparse.Namespace) -> tuple[Array, Array | None]:
+    """Return (3, 3) intrinsics and (5,) distortion."""
+    if arguments.camera is not None:
+        for item in calibration_file.load(arguments.camera, datetime.now(timezone.utc)):
+            if item.camera is not None:
+                return (item.camera.projection().matrix[:, :3],
+                        np.array(item.camera.distortion))
+        raise CalibrationError(f'{arguments.camera}: has no intrinsics; make them with '
+                               '"hybrid-guidance calibrate carm"')
+    if arguments.image.suffix.lower() not in ('.png', '.tif', '.tiff', '.jpg', '.jpeg', '.bmp'):
+        projection = open_dicom(arguments.image, 'fluoroscopy').projection
+        if projection.is_calibrated:
+            return projection.matrix[:, :3], None
+    raise CalibrationError(f'{arguments.image}: does not tell its intrinsics; give --camera, made '
+                           'with "hybrid-guidance calibrate carm"')
+
+
 _KINDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None],
                         Callable[[argparse.Namespace], Outcome], str]] = {
     'ultrasound-spatial': (_add_spatial, _spatial, 'where the image lies in the probe: N-wires'),
     'ultrasound-temporal': (_add_temporal, _temporal, 'how late images are against the tracker'),
     'pivot': (_add_pivot, _pivot, 'the tip of a pointer, and its axis'),
     'phantom': (_add_phantom, _phantom, 'where a phantom is, by its landmarks'),
+    'hand-eye': (_add_hand_eye, _hand_eye, 'a sensor or marker on the flange of a robot'),
+    'carm': (_add_carm, _carm, 'intrinsics and pose of a C-arm, by a bead phantom'),
+    'fluoroscopy-ultrasound': (_add_probe, _probe,
+                               'the probe in the X-ray image, by its beads; no tracker needed'),
 }

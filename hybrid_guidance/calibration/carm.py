@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from hybrid_guidance.calibration import gates
 from hybrid_guidance.calibration.beads import project, solve_pose
@@ -136,14 +137,23 @@ def _without_outliers(views: Sequence[BeadView], size: tuple[int, int],
 
 def _agreeing(view: BeadView, camera: Array) -> tuple[Points, Pixels]:
     """Return the beads of a view that one pose explains to a few pixels."""
-    good, _, _, inliers = cv2.solvePnPRansac(
-        view.beads, view.pixels, camera, None, reprojectionError=8.0, iterationsCount=300,
-        flags=cv2.SOLVEPNP_SQPNP)
-    if not good or inliers is None or len(inliers) < 8:
+    index = _consistent(view, camera, None, 8.0)
+    if len(index) < 8:
         raise gates.GateError('the beads of a view do not fit any pose; check the list of beads, '
                               'its unit and the focal length given')
-    index = inliers[:, 0]
     return view.beads[index], view.pixels[index]
+
+
+def _consistent(view: BeadView, camera: Array, distortion: Array | None,
+                tolerance: float) -> NDArray[np.intp]:
+    """Return which beads one pose explains (RANSAC); none where OpenCV finds no pose."""
+    try:
+        good, _, _, inliers = cv2.solvePnPRansac(
+            view.beads, view.pixels, camera, distortion, reprojectionError=tolerance,
+            iterationsCount=500, flags=cv2.SOLVEPNP_SQPNP)
+    except cv2.error:
+        good, inliers = False, None
+    return np.zeros(0, np.intp) if not good or inliers is None else np.asarray(inliers[:, 0])
 
 
 def _adjust(views: Sequence[BeadView], size: tuple[int, int], start: Array,
@@ -225,13 +235,10 @@ def locate_probe(view: BeadView, camera: Array, *, distortion: Array | None = No
     """
     gates.require_samples(len(view.beads), 7, 'beads of the probe')
     samples = len(view.beads)
-    good, _, _, inliers = cv2.solvePnPRansac(
-        view.beads, view.pixels, camera, distortion, reprojectionError=3.0,
-        iterationsCount=500, flags=cv2.SOLVEPNP_SQPNP)
-    count = 0 if not good or inliers is None else len(inliers)
-    gates.require_inliers(count, samples, 0.6, 'beads')
-    gates.require_samples(count, 7, 'beads of the probe that agree')
-    used = BeadView(view.beads[inliers[:, 0]], view.pixels[inliers[:, 0]])
+    index = _consistent(view, camera, distortion, 3.0)
+    gates.require_inliers(len(index), samples, 0.6, 'beads')
+    gates.require_samples(len(index), 7, 'beads of the probe that agree')
+    used = BeadView(view.beads[index], view.pixels[index])
     pose = solve_pose(used.beads, used.pixels, camera, distortion)
     if pose is None:
         raise gates.GateError('the beads give no pose; check their list and take another view')

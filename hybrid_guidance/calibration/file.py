@@ -300,7 +300,7 @@ def _delay(entry: Any) -> Delay:
 
 def _delay_entry(delay: Delay) -> dict[str, Any]:
     entry = {key: getattr(delay, key) for key in _DELAY_REQUIRED}
-    return entry | {'date': _utc(delay.date).isoformat(), 'expires': _utc(delay.expires).isoformat()}
+    return entry | {key: _utc(getattr(delay, key)).isoformat() for key in ('date', 'expires')}
 
 
 def _calibration(entry: Any) -> Calibration:

@@ -54,17 +54,17 @@ def require_rotation_spread(rotations: Array, least: float, moved: str,
     spread, directions = np.linalg.eigh(vectors.T @ vectors / len(vectors))
     spread = np.sqrt(np.maximum(spread, 0.0))[::-1]
     if spread[axes - 1] < least:
-        missing = directions[:, ::-1][:, axes - 1:]
-        # The axis of the moved thing that lies closest to what is missing.
-        share = np.linalg.norm(missing, axis=1)
         own = np.sqrt(np.mean(vectors**2, axis=0))
-        poor = [names[index] for index in np.argsort(own)
-                if own[index] < least and share[index] > 0.5][:4 - axes]
-        poor = poor or [names[int(np.argmax(share))]]
+        poor = [index for index in np.argsort(own) if own[index] < least]
+        # Turned about a slanting axis only: name what lies closest to the direction missing.
+        poor = poor or [int(np.argmax(np.abs(directions[:, 3 - axes])))]
+        needed = max(axes - (3 - len(poor)), 1)
+        word = ' and its ' if needed >= len(poor) else ' or its '
+        missing = word.join(names[index] for index in sorted(poor))
         raise GateError(
             f'{moved} turned too little: {np.rad2deg(spread[axes - 1]):.1f}° (standard deviation) '
             f'where {np.rad2deg(least):.0f}° are needed; the motion that is missing is rotation '
-            f'about its {" and its ".join(poor)} axis: record again and turn it that way')
+            f'about its {missing} axis: record again and turn it that way')
     return np.asarray(np.sqrt(np.mean(vectors**2, axis=0)))
 
 

@@ -14,8 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hybrid_guidance.calibration import gates
-from hybrid_guidance.calibration.solve import (Solution, consensus, least_squares,
-                                               mean_rotation)
+from hybrid_guidance.calibration.solve import Solution, consensus, least_squares, mean_rotation
 from hybrid_guidance.geometry import rigid
 from hybrid_guidance.geometry.types import Array, Transform
 
@@ -73,7 +72,7 @@ def calibrate_hand_eye(base_T_flange: Array, eye_T_target: Array, *, tolerance: 
     gates.require_rotation_spread(base_T_flange[:, :3, :3], _SPREAD, 'the flange')
     inliers = consensus(len(base_T_flange), 4, lambda chosen: _score(
         park_martin(base_T_flange[chosen], eye_T_target[chosen]), base_T_flange, eye_T_target,
-        chosen), tolerance)
+        chosen), tolerance, trials=120)
     gates.require_inliers(int(inliers.sum()), len(inliers), 0.6, 'poses')
     hands, seen = base_T_flange[inliers], eye_T_target[inliers]
     gates.require_rotation_spread(hands[:, :3, :3], _SPREAD, 'the flange')
@@ -98,7 +97,7 @@ def park_martin(hands: Array, seen: Array) -> Transform:
     """Return ``flange_T_eye`` from (N, 4, 4) poses each, N at least three."""
     first, second = np.triu_indices(len(hands), 1)
     # All pairs of many poses tell no more than some of them.
-    stride = max(1, len(first) // 2000)
+    stride = max(1, len(first) // 250)
     motions = [(rigid.inverse(hands[i]) @ hands[j], seen[i] @ rigid.inverse(seen[j]))
                for i, j in zip(first[::stride], second[::stride], strict=True)]
     alpha = np.array([rigid.vector_from_rotation(a[:3, :3]) for a, _ in motions])

@@ -231,4 +231,4 @@ def bead_image(random: Generator, centres: Pixels, radius: float, size: tuple[in
         # Chord of a steel ball, smoothed by the detector's own blur at its edge.
         chord = np.sqrt(np.maximum(radius**2 - np.minimum(distance, radius) ** 2, 0.0))
         light *= np.exp(-1.2 * chord / radius)
-    return random.poisson(cv2.GaussianBlur(light, (0, 0), 0.6)).astype(np.uint16)
+    return np.asarray(random.poisson(cv2.GaussianBlur(light, (0, 0), 0.6)), np.uint16)

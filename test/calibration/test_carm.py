@@ -6,8 +6,13 @@ from hybrid_guidance.calibration.carm import BeadView, calibrate_carm, locate_pr
 from hybrid_guidance.calibration.gates import GateError
 from hybrid_guidance.geometry import rigid
 from hybrid_guidance.geometry.types import Array
-from hybrid_guidance.simulation.calibrations import (Errors, bead_image, bead_pixels, random_pose,
-                                                     scatter_beads)
+from hybrid_guidance.simulation.calibrations import (
+    Errors,
+    bead_image,
+    bead_pixels,
+    random_pose,
+    scatter_beads,
+)
 
 CAMERA = np.array([[5400.0, 0.0, 530.0], [0.0, 5400.0, 505.0], [0.0, 0.0, 1.0]])
 DISTORTION = np.array([-0.3, 0.0, 0.0, 0.0, 0.0])
@@ -19,12 +24,13 @@ def phantom(seed: int = 1) -> Array:
 
 
 def views(seed: int, tilt: float = 0.35, count: int = 10,
-          errors: Errors = Errors(pixel=0.1)) -> list[BeadView]:  # noqa: B008
+          errors: Errors | None = None) -> list[BeadView]:
     random, beads = np.random.default_rng(seed), phantom()
     poses = [rigid.transform(rigid.rotation_from_vector(random.normal(0.0, tilt, 3)),
                              np.array([*random.normal(0.0, 0.005, 2), 0.75]))
              for _ in range(count)]
-    return [BeadView(beads, bead_pixels(random, beads, pose, CAMERA, errors, DISTORTION))
+    return [BeadView(beads, bead_pixels(random, beads, pose, CAMERA,
+                                        errors or Errors(pixel=0.1), DISTORTION))
             for pose in poses]
 
 
@@ -38,7 +44,7 @@ def test_intrinsics_and_distortion_are_found_among_wrong_matches() -> None:
 
 
 def test_views_from_one_side_do_not_tell_focal_length_from_distance() -> None:
-    with pytest.raises(GateError, match='turned too little|tilt the phantom'):
+    with pytest.raises(GateError, match=r'turned too little|tilt the phantom'):
         calibrate_carm(views(3, tilt=0.01), SIZE, 5400.0)
 
 
@@ -110,6 +116,6 @@ def test_beads_on_one_line_give_no_pose() -> None:
     random = np.random.default_rng(2)
     beads = np.outer(np.linspace(-0.03, 0.03, 10), [1.0, 0.2, 0.1])
     pose = rigid.transform(np.eye(3), np.array([0.0, 0.0, 0.7]))
-    with pytest.raises(GateError, match='do not determine|give no pose|agree'):
+    with pytest.raises(GateError, match=r'do not determine|give no pose|agree'):
         locate_probe(BeadView(beads, bead_pixels(
             random, beads, pose, CAMERA, Errors(pixel=0.05, outliers=0.0))), CAMERA)

@@ -2,8 +2,12 @@ import numpy as np
 import pytest
 
 from hybrid_guidance.calibration.gates import GateError
-from hybrid_guidance.calibration.pivot import (calibrate_pivot, pointer_covariance, pointer_pose,
-                                               register_phantom)
+from hybrid_guidance.calibration.pivot import (
+    calibrate_pivot,
+    pointer_covariance,
+    pointer_pose,
+    register_phantom,
+)
 from hybrid_guidance.calibration.track import Track
 from hybrid_guidance.geometry import rigid
 from hybrid_guidance.simulation.calibrations import Errors, pivoting, random_pose
@@ -40,7 +44,7 @@ def test_covariance_of_the_axis_is_that_of_its_two_points() -> None:
 
 def test_two_poses_never_pass() -> None:
     poses = pivoting(np.random.default_rng(1), 2, TIP, Errors(outliers=0.0))
-    with pytest.raises(GateError, match='2 usable poses.*record for longer'):
+    with pytest.raises(GateError, match=r'2 usable poses.*record for longer'):
         calibrate_pivot(poses)
 
 
@@ -50,7 +54,7 @@ def test_a_pointer_that_turns_about_one_axis_only_is_refused_and_told_how_to_tur
     for angle in np.linspace(-0.5, 0.5, 200):
         rotation = rigid.rotation_from_vector(np.array([0.0, angle, 0.0]))
         poses.append(rigid.transform(rotation, -rotation @ TIP) @ base)
-    with pytest.raises(GateError, match='missing is rotation about its x and its z axis'):
+    with pytest.raises(GateError, match='missing is rotation about its x or its z axis'):
         calibrate_pivot(np.array(poses))
 
 
@@ -58,7 +62,7 @@ def test_a_pivot_that_slips_is_refused() -> None:
     random = np.random.default_rng(2)
     poses = pivoting(random, 400, TIP, Errors(outliers=0.0))
     poses[:, :3, 3] += np.linspace(-1.0, 1.0, 400)[:, None] * [4e-3, 0.0, 0.0]
-    with pytest.raises(GateError, match='keep the tip seated|look for a loose marker'):
+    with pytest.raises(GateError, match=r'keep the tip seated|look for a loose marker'):
         calibrate_pivot(poses)
 
 
@@ -71,8 +75,9 @@ def touching(seed: int, tip: np.ndarray, order: np.ndarray = LANDMARKS) -> tuple
         # From the side on which the landmark is, as a hand would.
         outward = np.array([0.0, np.pi / 2 * np.sign(place[0]), 0.0])
         for turn in np.linspace(-0.4, 0.4, 45):
-            rotation = truth[:3, :3] @ rigid.rotation_from_vector(outward) \
-                @ rigid.rotation_from_vector(np.array([turn, np.sqrt(0.16 - turn**2), 0.0]))
+            tilt = np.array([turn, np.sqrt(max(0.16 - turn**2, 0.0)), 0.0])
+            rotation = (truth[:3, :3] @ rigid.rotation_from_vector(outward)
+                        @ rigid.rotation_from_vector(tilt))
             at = rigid.transform_points(truth, place) + random.normal(0.0, 0.2e-3, 3)
             poses.append(rigid.transform(rotation, at - rotation @ tip))
         if number + 1 < len(places):
@@ -97,7 +102,7 @@ def test_a_tip_that_is_off_is_adjusted_and_only_then() -> None:
     found = register_phantom(track, wrong, LANDMARKS)
     assert found.refined
     assert found.held_out < 0.6 * kept.held_out
-    assert np.linalg.norm(found.tip - TIP) < 0.3e-3
+    assert np.linalg.norm(found.tip - TIP) < 0.5 * np.linalg.norm(wrong - TIP)
     centre = LANDMARKS.mean(axis=0)
     assert np.linalg.norm(rigid.transform_points(found.transform, centre)
                           - rigid.transform_points(truth, centre)) < 0.3e-3

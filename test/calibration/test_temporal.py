@@ -35,7 +35,7 @@ def test_jittering_stamps_are_smoothed_where_frames_are_counted() -> None:
 def test_motion_of_something_else_is_no_delay() -> None:
     stamps, floor, times, _ = bobbing(np.random.default_rng(1), 0.0, 15.0, Errors())
     other = bobbing(np.random.default_rng(2), 0.0, 15.0, Errors())[3]
-    with pytest.raises(GateError, match='does not explain the image|agree, at least|no delay'):
+    with pytest.raises(GateError, match=r'does not explain the image|agree, at least|no delay'):
         calibrate_delay(stamps, floor, Track(times, other))
 
 

@@ -6,15 +6,19 @@ from test_wires import phantom
 
 from hybrid_guidance.calibration.gates import GateError
 from hybrid_guidance.calibration.track import Track
-from hybrid_guidance.calibration.ultrasound_spatial import (PointViews, ProbeCalibration,
-                                                            WireViews, calibrate_point,
-                                                            calibrate_wires, point_errors,
-                                                            wire_errors)
+from hybrid_guidance.calibration.ultrasound_spatial import (
+    PointViews,
+    ProbeCalibration,
+    WireViews,
+    calibrate_point,
+    calibrate_wires,
+    point_errors,
+    wire_errors,
+)
 from hybrid_guidance.geometry import rigid
 from hybrid_guidance.geometry.types import Array
 from hybrid_guidance.imaging.geometry import ImageGeometry
-from hybrid_guidance.simulation.calibrations import (Errors, random_pose, sweep_point,
-                                                     sweep_wires)
+from hybrid_guidance.simulation.calibrations import Errors, random_pose, sweep_point, sweep_wires
 
 SPACING, ORIGIN = (8.0e-5, 7.5e-5), (410.0, 0.0)
 CORNERS = np.array([[100.0, 100.0], [700.0, 100.0], [700.0, 500.0], [100.0, 500.0]])
@@ -58,12 +62,12 @@ def test_a_probe_held_still_is_refused_and_told_how_to_turn() -> None:
     views = recorded(3, 15.0, Errors(outliers=0.0, rotation=0.0))
     middle = views.track.poses[0]
     still = Track(views.track.times, np.tile(middle, (len(views.track.times), 1, 1)))
-    with pytest.raises(GateError, match='the probe turned too little.*record again'):
+    with pytest.raises(GateError, match=r'the probe turned too little.*record again'):
         calibrate_wires(replace(views, track=still), ORIGIN)
 
 
 def test_two_images_of_wires_never_pass() -> None:
-    with pytest.raises(GateError, match='2 usable images.*20 are needed'):
+    with pytest.raises(GateError, match=r'2 usable images.*20 are needed'):
         calibrate_wires(recorded(4, 15.0).subset(np.array([3, 40])), ORIGIN)
 
 
@@ -72,7 +76,7 @@ def test_wires_all_in_one_row_do_not_determine_the_plane() -> None:
     # Every spot squeezed onto one line: the tilt about it and the scale across are open.
     flat = views.pixels.copy()
     flat[..., 1] = 250.0
-    with pytest.raises(GateError, match='do not determine|agree, at least'):
+    with pytest.raises(GateError, match=r'do not determine|agree, at least'):
         calibrate_wires(replace(views, pixels=flat), ORIGIN)
 
 

@@ -8,6 +8,7 @@ look alike.
 """
 
 from dataclasses import dataclass
+from functools import cache
 
 import cv2
 import numpy as np
@@ -109,21 +110,23 @@ def _starts(spots: Pixels, beads: Points, camera: Array) -> list[Transform]:
     middle = np.median(rays, axis=0)
     size = np.median(np.linalg.norm(rays - middle, axis=1))
     local = beads - beads.mean(axis=0)
-    scored: list[tuple[float, Transform]] = []
-    for rotation in _rotations():
-        turned = local @ rotation.T
-        extent = np.median(np.linalg.norm(turned[:, :2] - np.median(turned[:, :2], axis=0), axis=1))
-        depth = extent / max(size, 1e-9)
-        shadow = turned[:, :2] / np.maximum(turned[:, 2:] + depth, 1e-3)
-        shadow += middle - np.median(shadow, axis=0)
-        gap = np.min(np.sum((shadow[:, None] - rays[None])**2, axis=-1), axis=1)
-        cost = float(np.sum(np.minimum(gap, (0.3 * size)**2)))
-        offset = np.array([*(shadow.mean(axis=0)) * depth, depth])
-        scored.append((cost, rigid.transform(rotation, offset - rotation @ beads.mean(axis=0))))
-    scored.sort(key=lambda one: one[0])
-    return [pose for _, pose in scored[:_REFINED]]
+    costs, offsets = [], []
+    for rotations in np.split(_rotations(), _DIRECTIONS):
+        turned = np.einsum('rij,nj->rni', rotations, local)
+        flat = turned[..., :2] - np.median(turned[..., :2], axis=1, keepdims=True)
+        depth = np.median(np.linalg.norm(flat, axis=-1), axis=1) / max(size, 1e-9)
+        shadow = turned[..., :2] / np.maximum(turned[..., 2:] + depth[:, None, None], 1e-3)
+        shadow += middle - np.median(shadow, axis=1, keepdims=True)
+        gap = np.min(np.sum((shadow[:, :, None] - rays)**2, axis=-1), axis=2)
+        costs.append(np.sum(np.minimum(gap, (0.3 * size)**2), axis=1))
+        offsets.append(np.column_stack([shadow.mean(axis=1) * depth[:, None], depth]))
+    cost, offset = np.concatenate(costs), np.concatenate(offsets)
+    best = np.argsort(cost)[:_REFINED]
+    return [rigid.transform(rotation, place - rotation @ beads.mean(axis=0))
+            for rotation, place in zip(_rotations()[best], offset[best], strict=True)]
 
 
+@cache
 def _rotations() -> Array:
     """Return rotations spread evenly: directions on a Fibonacci sphere, and rolls."""
     number = np.arange(_DIRECTIONS) + 0.5

@@ -10,8 +10,13 @@ import pytest
 from hybrid_guidance.calibration.file import load, load_delays
 from hybrid_guidance.cli import main
 from hybrid_guidance.geometry import rigid
-from hybrid_guidance.simulation.calibrations import (Errors, bead_image, bead_pixels, pivoting,
-                                                     random_pose, scatter_beads)
+from hybrid_guidance.simulation.calibrations import (
+    Errors,
+    bead_image,
+    bead_pixels,
+    pivoting,
+    scatter_beads,
+)
 
 DATA = Path(__file__).parents[2] / 'shared' / 'data' / 'plus'
 real = pytest.mark.skipif(not DATA.is_dir(), reason='recordings of the PLUS toolkit are not here')

@@ -8,7 +8,15 @@ import pytest
 import yaml
 from scipy.spatial.transform import Rotation
 
-from hybrid_guidance.calibration.file import Calibration, CalibrationError, load, save
+from hybrid_guidance.calibration.file import (
+    Calibration,
+    CalibrationError,
+    Delay,
+    load,
+    load_delays,
+    save,
+    update,
+)
 from hybrid_guidance.imaging.geometry import ImageGeometry
 
 NOW = datetime(2030, 6, 1, tzinfo=timezone.utc)
@@ -206,3 +214,63 @@ def test_a_calibration_expires_while_it_is_in_use(tmp_path: Path) -> None:
     assert load(path, expiry - timedelta(seconds=1))
     with pytest.raises(CalibrationError, match='expired on 2030-06-02'):
         load(path, expiry)
+
+
+def late(**changes: Any) -> Delay:
+    values: dict[str, Any] = {
+        'sensor': 'ultrasound', 'delay': 0.0648, 'deviation': 1e-3, 'method': 'water tank',
+        'date': NOW - timedelta(days=1), 'expires': NOW + timedelta(days=30), 'samples': 201,
+        'inliers': 198, 'residual': 4e-4, 'held_out_error': 4.2e-4, 'made_by': 'a test'}
+    return Delay(**(values | changes))
+
+
+def test_a_new_calibration_takes_the_place_of_the_old_and_leaves_the_others(
+        tmp_path: Path) -> None:
+    path = write(tmp_path / 'c.yaml', entry(), entry(
+        kind='carm', parent='carm', child='fluoroscopy_optical_frame', image=None,
+        camera={'focal': [5400.0, 5401.0], 'centre': [530.0, 505.0],
+                'distortion': [-0.3, 0.0, 0.0, 0.0, 0.0], 'size': [1024, 1024]}))
+    old, carm = load(path, NOW)
+    update(path, replace(old, samples=77, inliers=70), late())
+    found = load(path, NOW)
+    assert [item.samples for item in found] == [77, 190]
+    assert found[1].camera == carm.camera
+    assert carm.camera is not None
+    assert carm.camera.projection().matrix[0, 0] == 5400.0
+    update(path, late(delay=-0.01))
+    assert load_delays(path, NOW) == {'ultrasound': late(delay=-0.01)}
+    assert len(load(path, NOW)) == 2
+
+
+def test_an_expired_entry_stays_in_the_file_and_stays_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / 'c.yaml', entry(expires='2030-05-20'))
+    update(path, late())
+    with pytest.raises(CalibrationError, match='expired on 2030-05-20'):
+        load(path, NOW)
+    assert load_delays(path, NOW)['ultrasound'].delay == 0.0648
+
+
+@pytest.mark.parametrize(('changes', 'message'), [
+    ({'expires': '2030-05-20'}, 'expired on 2030-05-20; repeat "hybrid-guidance calibrate '
+                                'ultrasound-temporal"'),
+    ({'delay': 'soon'}, "'delay' must be 1 number"), ({'deviation': -1.0}, 'not be negative'),
+    ({'colour': 'red'}, "'colour' is missing or unknown"), ({'date': 'today'}, "'date' must be")])
+def test_a_malformed_or_expired_delay_is_refused(tmp_path: Path, changes: dict[str, Any],
+                                                 message: str) -> None:
+    path = tmp_path / 'c.yaml'
+    update(path, late())
+    document = yaml.safe_load(path.read_text())
+    document['delays'][0] |= changes
+    path.write_text(yaml.safe_dump(document))
+    with pytest.raises(CalibrationError, match=message):
+        load_delays(path, NOW)
+
+
+@pytest.mark.parametrize(('camera', 'message'), [
+    ({'focal': [1.0, 1.0]}, 'must hold "focal"'), ('wide', 'must hold "focal"'),
+    ({'focal': [0.0, 1.0], 'centre': [1, 1], 'distortion': [0] * 5, 'size': [9, 9]}, 'above zero')])
+def test_malformed_intrinsics_are_refused(tmp_path: Path, camera: Any, message: str) -> None:
+    carm = entry(kind='carm', parent='carm', child='fluoroscopy_optical_frame', image=None,
+                 camera=camera)
+    with pytest.raises(CalibrationError, match=message):
+        load(write(tmp_path / 'c.yaml', carm), NOW)

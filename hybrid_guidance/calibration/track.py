@@ -43,7 +43,9 @@ class Track:
         padded = np.pad(values, ((2, 2), (0, 0)), mode='edge')
         medians = np.median([padded[shift:shift + len(values)] for shift in range(5)], axis=0)
         jumps = np.linalg.norm(values - medians, axis=1)
-        keep = jumps <= max(least, 8.0 * float(np.median(jumps)))
+        # Beside a jump the median is up to two ordinary steps off.
+        step = float(np.median(np.linalg.norm(np.diff(values, axis=0), axis=1)))
+        keep = jumps <= max(least, 8.0 * float(np.median(jumps)), 2.5 * step)
         return Track(self.times[keep], self.poses[keep])
 
     def at(self, times: Array, gap: float = 0.25) -> tuple[Array, NDArray[np.bool_]]:

@@ -532,6 +532,8 @@ def _add_probe(parser: argparse.ArgumentParser) -> None:
                              'that tell their own need none')
     parser.add_argument('--focal-error', type=float, default=0.5, metavar='%',
                         help='standard deviation of the focal length (default: %(default)g)')
+    parser.add_argument('--centre-error', type=float, default=2.0, metavar='PX',
+                        help='standard deviation of the principal point (default: %(default)g)')
 
 
 def _probe(arguments: argparse.Namespace) -> Outcome:
@@ -540,7 +542,8 @@ def _probe(arguments: argparse.Namespace) -> Outcome:
     camera, distortion = _intrinsics(arguments)
     view = _bead_view(image, arguments.image, beads, camera, arguments.radius, distortion)
     deviation = arguments.focal_error * 0.01 * float(camera[0, 0])
-    found = locate_probe(view, camera, distortion=distortion, focal_deviation=deviation)
+    found = locate_probe(view, camera, distortion=distortion, focal_deviation=deviation,
+                         centre_deviation=arguments.centre_error)
     scale = float(found.transform[2, 3] / camera[0, 0])
     parent, child = KINDS['fluoroscopy-ultrasound']
     entry = Calibration(

@@ -216,18 +216,20 @@ class ProbeInXray:
 
 
 def locate_probe(view: BeadView, camera: Array, *, distortion: Array | None = None,
-                 focal_deviation: float = 0.0, limit: float = 1.5) -> ProbeInXray:
+                 focal_deviation: float = 0.0, centre_deviation: float = 0.0,
+                 limit: float = 1.5) -> ProbeInXray:
     """Find a probe from its beads in one X-ray image; no tracker is needed.
 
     The covariance is scaled by the beads' own residuals, as that of a Student distribution, so
-    that few beads do not promise too much; what the focal length is not known by is added, along
-    the beam.
+    that few beads do not promise too much. What the intrinsics are not known by is added: the focal
+    length along the beam, the principal point across it.
 
     Args:
         view: beads in the probe's frame and their pixels, matched; wrong ones are dropped.
         camera: (3, 3) intrinsics.
         distortion: (5,) of OpenCV.
         focal_deviation: px, of the focal length.
+        centre_deviation: px, of each coordinate of the principal point.
         limit: px, held-out error above which it is refused.
 
     Raises:
@@ -251,11 +253,12 @@ def locate_probe(view: BeadView, camera: Array, *, distortion: Array | None = No
     gates.require_held_out(held_out, limit, 'px', 'check the list of beads and the intrinsics')
     freedom = 2 * len(used.beads) - 6
     covariance = solution.covariance * freedom / (freedom - 2)
-    longer = camera.copy()
-    longer[0, 0] += 1.0
-    longer[1, 1] += 1.0
-    moved = _pose_solution(pose, used, longer, distortion).values
-    covariance = covariance + focal_deviation**2 * np.outer(moved, moved)
+    for entries, deviation in (((0, 4), focal_deviation), ((2,), centre_deviation),
+                               ((5,), centre_deviation)):
+        other = camera.copy()
+        other.flat[list(entries)] += 1.0
+        moved = _pose_solution(pose, used, other, distortion).values
+        covariance = covariance + deviation**2 * np.outer(moved, moved)
     errors = np.linalg.norm(solution.residuals.reshape(-1, 2), axis=1)
     return ProbeInXray(pose, covariance, errors, held_out, samples, len(used.beads))
 

@@ -78,14 +78,15 @@ def test_beads_are_found_to_a_tenth_of_a_pixel_and_told_apart_without_a_first_gu
 
 
 def located(seed: int, errors: Errors, off: float = 0.001) -> tuple[Array, Array]:
-    """Return offset from the truth and stated covariance of one probe."""
+    """Return offset from the truth and stated covariance; the intrinsics are a little off."""
     random = np.random.default_rng(seed)
     beads = scatter_beads(random, 14, np.array([0.05, 0.04, 0.06]), 0.006)
     pose = rigid.transform(random_pose(random)[:3, :3], np.array([0.02, -0.01, 0.7]))
     believed = CAMERA.copy()
     believed[[0, 1], [0, 1]] += random.normal(0.0, off * 5400.0)
+    believed[:2, 2] += random.normal(0.0, 2.0, 2)
     found = locate_probe(BeadView(beads, bead_pixels(random, beads, pose, CAMERA, errors)),
-                         believed, focal_deviation=off * 5400.0)
+                         believed, focal_deviation=off * 5400.0, centre_deviation=2.0)
     offset = np.concatenate([found.transform[:3, 3] - pose[:3, 3], rigid.vector_from_rotation(
         found.transform[:3, :3] @ pose[:3, :3].T)])
     return offset, found.covariance
@@ -101,7 +102,7 @@ def test_covariance_of_a_probe_is_honest_across_and_along_the_beam() -> None:
     assert 6.0 - half < nees.mean() < 6.0 + half
     along = np.array([offset[2]**2 / covariance[2, 2] for offset, covariance in found])
     assert 0.6 < along.mean() < 1.6
-    assert all(covariance[2, 2] > 25.0 * covariance[0, 0] for _, covariance in found)
+    assert all(covariance[2, 2] > 4.0 * covariance[0, 0] for _, covariance in found)
 
 
 def test_few_beads_of_a_probe_are_refused() -> None:

@@ -272,7 +272,7 @@ def _trimmed(pose: Transform, view: BeadView, camera: Array,
         errors = np.linalg.norm(solution.residuals.reshape(-1, 2), axis=1)
         worst = int(errors.argmax())
         others = np.delete(errors, worst)
-        if len(errors) <= 7 or errors[worst] < 5.0 * float(np.sqrt(np.mean(others**2))):
+        if len(errors) <= 7 or errors[worst] < 3.0 * float(np.sqrt(np.mean(others**2))):
             return pose, view, _pose_solution(pose, view, camera, distortion)
         view = BeadView(np.delete(view.beads, worst, axis=0), np.delete(view.pixels, worst, axis=0))
 

@@ -144,6 +144,9 @@ def _target(poses: Array) -> Transform:
 def _adjusted(start: Transform, hands: Array, seen: Array) -> tuple[Transform, Transform, Solution]:
     """Return transform and target that leave the least, and the solution."""
     target = _target(hands @ start @ seen)
+    # Angles and distances by their own noise: it is the ratio of what the start leaves of them.
+    distance, angle = (float(np.median(one)) for one in _errors(hands @ start @ seen, target))
+    lever = float(np.clip(distance / max(angle, 1e-9), 0.02, 1.0))
 
     def residuals(x: Array) -> Array:
         found = hands @ rigid.perturbed(start, x[:6]) @ seen
@@ -152,7 +155,7 @@ def _adjusted(start: Transform, hands: Array, seen: Array) -> tuple[Transform, T
         angles = 0.5 * np.stack([turned[:, 2, 1] - turned[:, 1, 2],
                                  turned[:, 0, 2] - turned[:, 2, 0],
                                  turned[:, 1, 0] - turned[:, 0, 1]], axis=1)
-        return np.concatenate([found[:, :3, 3] - there[:3, 3], _LEVER * angles], axis=1).ravel()
+        return np.concatenate([found[:, :3, 3] - there[:3, 3], lever * angles], axis=1).ravel()
     scale = np.tile([1e-3] * 3 + [1e-2] * 3, 2)
     solution = least_squares(residuals, np.zeros(12), scale, group=6, robust=True)
     return (rigid.perturbed(start, solution.values[:6]),

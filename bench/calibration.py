@@ -4,7 +4,7 @@ Simulated with noise, slow bias and outliers: seeds that no threshold was chosen
 the 95th percentile over seeds.
 Real: the commands a user would type, on the files as they are; the reference is what PLUS got.
 
-Usage: python bench/calibration.py [--seeds 20] [--first-seed 7000] [--plus FOLDER]
+Usage: python bench/calibration.py [--seeds 20] [--first-seed 8000] [--plus FOLDER]
 """
 
 import argparse
@@ -145,7 +145,7 @@ BARS = (
     (wires, (('held out', 'mm', 0.6),), 0.4),
     (temporal, (('delay', 'ms', 5.0),), 1),
     (carm, (('held out', 'px', 0.3), ('focal', '%', 0.5)), 1),
-    (hand_eye, (('translation', 'mm', 0.5), ('rotation', 'deg', 0.3)), 1),
+    (hand_eye, (('translation', 'mm', 0.5), ('rotation', 'deg', 0.3)), 0.7),
     (probe, (('across', 'mm', 1.0),), 5))
 
 
@@ -245,7 +245,7 @@ def main() -> int:
     """Run all; exit status zero when every bar holds."""
     parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
     parser.add_argument('--seeds', type=int, default=20)
-    parser.add_argument('--first-seed', type=int, default=7000)
+    parser.add_argument('--first-seed', type=int, default=8000)
     parser.add_argument('--plus', type=Path, default=DATA, metavar='FOLDER')
     arguments = parser.parse_args()
     import cv2

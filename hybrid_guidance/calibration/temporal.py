@@ -150,7 +150,7 @@ def _main_motion(track: Track, stamps: Array) -> Array:
 
 
 def _fit(times: Array, signal: Array, poses: Array, motion: Array, delay: float) -> Array:
-    """Return gain and offset of the motion at one delay, with little weight for outliers."""
+    """Return gain and offset of the motion at one delay."""
     design = np.column_stack([np.interp(times - delay, poses, motion), np.ones(len(times))])
     return np.asarray(np.linalg.lstsq(design, signal, rcond=None)[0])
 

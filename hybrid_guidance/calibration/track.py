@@ -6,7 +6,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hybrid_guidance.calibration.file import CalibrationError
-from hybrid_guidance.geometry import rigid
 from hybrid_guidance.geometry.types import Array
 
 
@@ -93,9 +92,3 @@ def _rotations(vectors: Array) -> Array:
     skew -= skew.swapaxes(1, 2)
     return np.asarray(np.eye(3) + np.sin(angle)[:, None, None] * skew
                       + (1.0 - np.cos(angle))[:, None, None] * skew @ skew)
-
-
-def relative(first: Array, second: Array) -> Array:
-    """Return (N, 4, 4) ``inverse(a_T_b) @ a_T_c`` of two tracks at the same times."""
-    return np.stack([rigid.inverse(a_T_b) @ a_T_c
-                     for a_T_b, a_T_c in zip(first, second, strict=True)])

@@ -1,5 +1,7 @@
 """The digital patient against what its solids say, and against itself."""
 
+import zlib
+
 import numpy as np
 import pytest
 
@@ -127,6 +129,26 @@ def test_same_seed_builds_the_same_patient(patient: Patient) -> None:
     again = build_patient('lumbar', 1)
     assert np.array_equal(again.labels, patient.labels)
     assert np.array_equal(again.mineral, patient.mineral)
+
+
+def test_a_seed_goes_on_meaning_the_patient_it_meant() -> None:
+    """Recorded results name their seeds: what is added to a region must leave these as they are.
+
+    The numbers are of the lumbar region as it was when it knew one procedure.
+    """
+    third = build_patient('lumbar', 3)
+    assert zlib.crc32(third.bone.tobytes()) == 1004212949
+    assert zlib.crc32(third.mineral.tobytes()) == 177198283
+    points = np.array([[0.0204, 0.04, -0.019], [0.03, 0.03, 0.03], [0.0, 0.05, -0.03]])
+    np.testing.assert_allclose(third.distance('bone', points),
+                               [0.00223793, 0.008344722, -0.001310578], atol=2e-9)
+    seventh = build_structures('lumbar', 7)
+    point = np.array([0.01, 0.03, 0.02])
+    found = [float(seventh[name].at(point)) for name in (
+        'L3', 'L5', 'sacrum', 'aorta', 'root_L4_left', 'disc_L4_L5', 'skin')]
+    np.testing.assert_allclose(found, [
+        0.002584928, 0.031125279, 0.064197389, 0.051718547, 0.016429536, 0.033802109,
+        -0.055849059], atol=2e-9)
 
 
 def test_unknown_region_and_structure_say_what_exists(patient: Patient) -> None:

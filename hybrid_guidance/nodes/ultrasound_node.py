@@ -65,7 +65,7 @@ class UltrasoundNode(GuidanceNode[UltrasoundParameters]):
         self._room = make_room(procedure, beliefs, seed)
         self._needle = Needle(transform(), procedure.needle.diameter, procedure.needle.length)
         self._renderer = UltrasoundRenderer(
-            build_patient(procedure.region, seed), procedure.ultrasound.probe,
+            build_patient(procedure.region, seed, procedure.target), procedure.ultrasound.probe,
             procedure.ultrasound_projection(), seed)
         self._truth = GroundTruth(self, ('needle', 'patient', 'ultrasound_probe'))
         self.create_timer(1.0 / self.parameters.rate, self._scan)

@@ -420,7 +420,9 @@ def _paint(grid: Grid, labels: Voxels, sheets: Voxels, shape: Shape, tissue: Tis
     window, field = _field(grid, shape, 2 * grid.spacing)
     if not field.size:
         return
-    labels[window][field < 0.0] = tissue
+    # A muscle drawn by proportion may reach the skin of a thin patient: it stays inside.
+    inside = (field < 0.0) & (labels[window] != Tissue.AIR)
+    labels[window][inside] = tissue
     wall = np.exp(-(field / np.float32(0.0006)) ** 2) * np.float32(110.0)
     keep = np.where(field < 0.0, 0, sheets[window])
     sheets[window] = np.maximum(keep, wall.astype(np.uint8))

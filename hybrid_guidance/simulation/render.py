@@ -70,7 +70,7 @@ def render(procedure: Procedure, seed: int, needle_depth: float | None,
         RenderError: the folder cannot be written.
     """
     _make(output)
-    patient = build_patient(procedure.region, seed)
+    patient = build_patient(procedure.region, seed, procedure.target)
     needle = procedure_needle(procedure, needle_depth)
     counts = xray_renderer(procedure, patient, seed).render(
         procedure.patient_T_fluoroscopy(), [needle])

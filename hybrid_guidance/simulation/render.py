@@ -11,7 +11,7 @@ from hybrid_guidance.geometry.projection import Projection
 from hybrid_guidance.geometry.rigid import inverse, transform_points
 from hybrid_guidance.geometry.types import Image, Transform
 from hybrid_guidance.imaging.grey import counts_to_grey
-from hybrid_guidance.procedure import Procedure
+from hybrid_guidance.procedure import Procedure, UltrasoundSetup
 from hybrid_guidance.simulation.anatomy import Patient, build_patient
 from hybrid_guidance.simulation.instruments import Needle, needle_on_path
 from hybrid_guidance.simulation.ultrasound import Scan, UltrasoundRenderer
@@ -35,7 +35,18 @@ def ultrasound_renderer(procedure: Procedure, patient: Patient, seed: int) -> Ul
     """Return the renderer of a procedure's probe."""
     setup = procedure.ultrasound
     return UltrasoundRenderer(patient, setup.probe, procedure.ultrasound_projection(), seed,
-                              Scan(depth=setup.depth))
+                              _scan(setup))
+
+
+def _scan(setup: UltrasoundSetup) -> Scan:
+    """Return how a probe scans: pulse and beam get finer with frequency on a linear probe."""
+    focus = setup.depth * (0.040 / 0.075)
+    if setup.probe.kind != 'linear':
+        return Scan(depth=setup.depth, focus=focus)
+    finer = max(5e6 / setup.probe.frequency, 0.5)
+    return Scan(depth=setup.depth, focus=focus, pulse=0.00022 * finer,
+                beam_at_focus=0.00042 * finer, slice_thickness=0.0012 * finer**0.5,
+                cell=0.0004 * finer)
 
 
 def procedure_needle(procedure: Procedure, depth: float | None = None) -> Needle:

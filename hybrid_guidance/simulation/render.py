@@ -1,6 +1,7 @@
 """One X-ray and one ultrasound frame of a procedure in a simulated patient, with the truth."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from hybrid_guidance.imaging.grey import counts_to_grey
 from hybrid_guidance.procedure import Procedure, UltrasoundSetup
 from hybrid_guidance.simulation.anatomy import Patient, build_patient
 from hybrid_guidance.simulation.instruments import Needle, needle_on_path
+from hybrid_guidance.simulation.scene import Plane, view
 from hybrid_guidance.simulation.ultrasound import Scan, UltrasoundRenderer
 from hybrid_guidance.simulation.xray import Technique, XrayRenderer
 
@@ -63,10 +65,12 @@ def procedure_needle(procedure: Procedure, depth: float | None = None) -> Needle
 
 def render(procedure: Procedure, seed: int, needle_depth: float | None,
            output: Path) -> dict[str, Any]:
-    """Write ``fluoroscopy.png``, ``ultrasound.png`` and ``truth.json`` into a folder.
+    """Write pictures of a procedure in one patient, and ``truth.json``, into a folder.
 
-    ``fluoroscopy.png`` is for the eye (logarithmic, 8 bit); ``fluoroscopy_raw.png`` holds the
-    detector's 16-bit counts.
+    ``fluoroscopy.png`` is the procedure's own view, ``fluoroscopy_ap.png`` and
+    ``fluoroscopy_lateral.png`` the same C-arm turned to the standard views; all three are for
+    the eye (logarithmic, 8 bit). ``fluoroscopy_raw.png`` holds the detector's 16-bit counts.
+    ``ultrasound.png`` is the slice, ``scene.png`` all of it in 3-D.
 
     Args:
         procedure: what is to be done.
@@ -83,19 +87,64 @@ def render(procedure: Procedure, seed: int, needle_depth: float | None,
     _make(output)
     patient = build_patient(procedure.region, seed, procedure.target)
     needle = procedure_needle(procedure, needle_depth)
-    counts = xray_renderer(procedure, patient, seed).render(
-        procedure.patient_T_fluoroscopy(), [needle])
+    views = standard_views(procedure)
+    counts = {name: xray_renderer(setting, patient, seed).render(
+        setting.patient_T_fluoroscopy(), [needle]) for name, setting in views.items()}
     slice_ = ultrasound_renderer(procedure, patient, seed).render(
         procedure.patient_T_ultrasound(), [needle])
+    pictures = {f'{name}.png': counts_to_grey(raw) for name, raw in counts.items()}
+    scene = _scene(procedure, patient, needle, pictures['fluoroscopy.png'], slice_)
     truth = _truth(procedure, seed, patient, needle)
+    truth['views'] = {name: _seen(setting.patient_T_fluoroscopy(),
+                                  setting.fluoroscopy_projection(), needle, 'optical')
+                      for name, setting in views.items()}
     try:
-        _write(output / 'fluoroscopy.png', counts_to_grey(counts))
-        _write(output / 'fluoroscopy_raw.png', counts)
-        _write(output / 'ultrasound.png', slice_)
+        for name, picture in {**pictures, 'fluoroscopy_raw.png': counts['fluoroscopy'],
+                              'ultrasound.png': slice_, 'scene.png': scene}.items():
+            _write(output / name, picture)
         (output / 'truth.json').write_text(json.dumps(truth, indent=2) + '\n', encoding='utf-8')
     except OSError as error:
         raise RenderError(f'{output}: cannot be written ({error}); name another folder') from error
     return truth
+
+
+def standard_views(procedure: Procedure) -> dict[str, Procedure]:
+    """Return a procedure with its C-arm as it stands, anteroposterior and lateral, by file stem.
+
+    The standard view is the one nearest to the procedure's own: of a prone patient the detector
+    of the anteroposterior view is behind the back. Through a trunk's breadth a lateral view needs
+    more: automatic exposure is taken to give four times the charge.
+    """
+    setup = procedure.fluoroscopy
+    angle = setup.primary_angle
+    front = 0.0 if np.cos(angle) >= 0.0 else np.pi
+    side = np.copysign(np.pi / 2, np.sin(angle)) if np.sin(angle) else np.pi / 2
+    ap = replace(setup, primary_angle=front, secondary_angle=0.0)
+    lateral = replace(setup, primary_angle=float(side), secondary_angle=0.0,
+                      mas_per_pulse=4.0 * setup.mas_per_pulse)
+    return {'fluoroscopy': procedure,
+            'fluoroscopy_ap': replace(procedure, fluoroscopy=ap),
+            'fluoroscopy_lateral': replace(procedure, fluoroscopy=lateral)}
+
+
+def _scene(procedure: Procedure, patient: Patient, needle: Needle, xray: Image,
+           slice_: Image) -> Image:
+    """Return the 3-D picture; the X-ray hangs 9 cm behind the isocentre, true to its rays."""
+    pose, projection = procedure.patient_T_fluoroscopy(), procedure.fluoroscopy_projection()
+    distance = procedure.fluoroscopy.source_to_isocentre + 0.09
+    focal = projection.matrix[0, 0] / distance
+    flat = Projection.orthographic((1.0 / focal, 1.0 / focal),
+                                   (float(projection.matrix[0, 2]), float(projection.matrix[1, 2])),
+                                   (projection.width, projection.height))
+    lens = pose.copy()
+    lens[:3, 3] += distance * pose[:3, 2]
+    image = procedure.patient_T_ultrasound()
+    planes = [Plane(lens, flat, xray, 0.9),
+              Plane(image, procedure.ultrasound_projection(), slice_, 0.8)]
+    # From where the X-rays come, turned towards the slice's face: both planes are seen.
+    sideways = np.cross(pose[:3, 2], (0.0, 0.0, 1.0))
+    forward = pose[:3, 2] + 0.35 * sideways - np.array([0.0, 0.0, 0.35])
+    return view(patient, needle, planes, procedure.target, forward)
 
 
 def _make(output: Path) -> None:

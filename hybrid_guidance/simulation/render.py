@@ -141,9 +141,9 @@ def _scene(procedure: Procedure, patient: Patient, needle: Needle, xray: Image,
     image = procedure.patient_T_ultrasound()
     planes = [Plane(lens, flat, xray, 0.9),
               Plane(image, procedure.ultrasound_projection(), slice_, 0.8)]
-    # From where the X-rays come, turned towards the slice's face: both planes are seen.
-    sideways = np.cross(pose[:3, 2], (0.0, 0.0, 1.0))
-    forward = pose[:3, 2] + 0.35 * sideways - np.array([0.0, 0.0, 0.35])
+    # Between the rays and the slice's normal: both planes are seen from the front.
+    normal = image[:3, 2] if image[:3, 2] @ (1.0, 0.0, -1.0) > 0.0 else -image[:3, 2]
+    forward = pose[:3, 2] + 0.8 * normal
     return view(patient, needle, planes, procedure.target, forward)
 
 

@@ -36,6 +36,7 @@ def test_shapes_are_distances() -> None:
         'box': shapes.box(np.zeros(3), np.array([0.01, 0.02, 0.005]), 0.002),
         'ellipsoid': shapes.ellipsoid(np.zeros(3), np.array([0.012, 0.01, 0.008])),
         'drum': shapes.drum(np.zeros(3), np.array([0.02, 0.019, 0.013]), 0.002),
+        'superquadric': shapes.superquadric(np.zeros(3), np.array([0.012, 0.01, 0.008]), 3.0),
         'tube': shapes.tube(np.array([[0, 0, 0], [0.01, 0, 0.01], [0.01, 0.01, 0.02]]), 0.003),
     }
     for name, solid in solids.items():
@@ -72,6 +73,58 @@ def test_cut_takes_away_the_side_that_the_normal_points_to() -> None:
     assert float(half.at(np.array([-0.004, 0.0, 0.0]))) < 0.0
 
 
+def test_superquadric_of_power_two_is_the_ellipsoid_and_a_high_one_nears_its_box() -> None:
+    radii = np.array([0.012, 0.010, 0.008])
+    points = np.random.default_rng(1).uniform(-0.016, 0.016, (500, 3))
+    two = shapes.superquadric(np.zeros(3), radii, 2.0).at(points)
+    assert np.array_equal(two < 0.0, shapes.ellipsoid(np.zeros(3), radii).at(points) < 0.0)
+    high = shapes.superquadric(np.zeros(3), radii, 40.0)
+    assert float(high.at(0.9 * radii)) < 0.0
+    assert float(shapes.ellipsoid(np.zeros(3), radii).at(0.9 * radii)) > 0.0
+
+
+def test_a_socket_is_carved_out_of_every_part_of_a_bone() -> None:
+    bone = shapes.union([shapes.ellipsoid(np.zeros(3), np.full(3, 0.02)),
+                         shapes.capsule(np.zeros(3), np.array([0.05, 0.0, 0.0]), 0.01)], 0.004)
+    socket = shapes.carved(bone, np.array([0.0, 0.02, 0.0]), 0.008)
+    assert float(socket.at(np.array([0.0, 0.016, 0.0]))) == pytest.approx(0.004, abs=0.0011)
+    assert float(socket.at(np.array([0.0, -0.016, 0.0]))) < 0.0
+
+
+@pytest.mark.parametrize(('region', 'point', 'tissue'), [
+    ('hip', (0.0, 0.0, 0.0), Tissue.CANCELLOUS), ('hip', (-0.0101, -0.046, 0.0), Tissue.BLOOD),
+    ('hip', (0.003, -0.0455, 0.0), Tissue.NERVE), ('hip', (0.0, -0.058, 0.0), Tissue.FAT),
+    ('hip', (0.0, -0.070, 0.0), Tissue.AIR), ('shoulder', (0.0, 0.0, 0.0), Tissue.CANCELLOUS),
+    ('shoulder', (0.008, -0.001, 0.0245), Tissue.LIGAMENT),
+    ('shoulder', (0.040, 0.0, 0.0), Tissue.MUSCLE)])
+def test_organs_of_hip_and_shoulder_are_where_anatomy_says(
+        region: str, point: tuple[float, float, float], tissue: Tissue) -> None:
+    found = mean_patient(region)
+    assert found.labels[voxel(found, np.array(point))] == tissue
+
+
+@pytest.mark.parametrize(('region', 'moving', 'fixed'), [
+    ('hip', 'femur', 'pelvis'), ('shoulder', 'humerus', 'scapula')])
+def test_joints_have_a_gap_all_round(region: str, moving: str, fixed: str) -> None:
+    """No point is inside both bones, and at the socket they come within 6 mm."""
+    solids = build_structures(region, 2)
+    rng = np.random.default_rng(0)
+    points = rng.uniform(-0.040, 0.040, (40000, 3))
+    both = solids[moving].at(points) + solids[fixed].at(points)
+    assert 0.0015 < both.min() < 0.006
+
+
+def test_fixed_point_keeps_the_anatomy_at_it_and_moves_the_rest() -> None:
+    point = np.array([0.0, -0.0436, 0.0])
+    near, far = [], []
+    for seed in range(6):
+        solids = build_structures('hip', seed, point)
+        near.append(float(solids['femoral_artery'].at(point)))
+        far.append(float(solids['femur'].at(np.array([0.06, 0.02, -0.03]))))
+    assert np.ptp(near) < 0.0008
+    assert np.ptp(far) > 0.001
+
+
 def test_voxels_agree_with_the_solids_that_filled_them(patient: Patient) -> None:
     rng = np.random.default_rng(0)
     low = patient.grid.origin
@@ -98,13 +151,13 @@ def test_organs_are_where_anatomy_says(point: tuple[float, float, float],
     assert mean.labels[voxel(mean, np.array(point))] == tissue
 
 
-_MEAN: list[Patient] = []
+_MEAN: dict[str, Patient] = {}
 
 
-def mean_patient() -> Patient:
-    if not _MEAN:
-        _MEAN.append(build_patient('lumbar', 0))
-    return _MEAN[0]
+def mean_patient(region: str = 'lumbar') -> Patient:
+    if region not in _MEAN:
+        _MEAN[region] = build_patient(region, 0)
+    return _MEAN[region]
 
 
 def test_facet_joint_has_a_gap_between_two_bones(patient: Patient) -> None:

@@ -129,21 +129,24 @@ def standard_views(procedure: Procedure) -> dict[str, Procedure]:
 
 def _scene(procedure: Procedure, patient: Patient, needle: Needle, xray: Image,
            slice_: Image) -> Image:
-    """Return the 3-D picture; the X-ray hangs 9 cm behind the isocentre, true to its rays."""
+    """Return the 3-D picture, seen from beside the probe, the X-ray 9 cm behind the isocentre.
+
+    There it is as large as its rays are wide: lines from the source through needle and picture.
+    """
+    image = procedure.patient_T_ultrasound()
+    normal = image[:3, 2] if image[:3, 2] @ (1.0, 0.0, -1.0) > 0.0 else -image[:3, 2]
+    forward = image[:3, 1] + 0.8 * normal
     pose, projection = procedure.patient_T_fluoroscopy(), procedure.fluoroscopy_projection()
-    distance = procedure.fluoroscopy.source_to_isocentre + 0.09
+    behind = 0.09 if pose[:3, 2] @ forward > 0.0 else -0.09
+    distance = procedure.fluoroscopy.source_to_isocentre + behind
     focal = projection.matrix[0, 0] / distance
     flat = Projection.orthographic((1.0 / focal, 1.0 / focal),
                                    (float(projection.matrix[0, 2]), float(projection.matrix[1, 2])),
                                    (projection.width, projection.height))
     lens = pose.copy()
     lens[:3, 3] += distance * pose[:3, 2]
-    image = procedure.patient_T_ultrasound()
     planes = [Plane(lens, flat, xray, 0.9),
               Plane(image, procedure.ultrasound_projection(), slice_, 0.8)]
-    # Between the rays and the slice's normal: both planes are seen from the front.
-    normal = image[:3, 2] if image[:3, 2] @ (1.0, 0.0, -1.0) > 0.0 else -image[:3, 2]
-    forward = pose[:3, 2] + 0.8 * normal
     return view(patient, needle, planes, procedure.target, forward)
 
 

@@ -106,12 +106,11 @@ def test_organs_of_hip_and_shoulder_are_where_anatomy_says(
 @pytest.mark.parametrize(('region', 'moving', 'fixed'), [
     ('hip', 'femur', 'pelvis'), ('shoulder', 'humerus', 'scapula')])
 def test_joints_have_a_gap_all_round(region: str, moving: str, fixed: str) -> None:
-    """No point is inside both bones, and at the socket they come within 6 mm."""
+    """No point is within 0.7 mm of both bones, and some point is within 3 mm of both."""
     solids = build_structures(region, 2)
-    rng = np.random.default_rng(0)
-    points = rng.uniform(-0.040, 0.040, (40000, 3))
-    both = solids[moving].at(points) + solids[fixed].at(points)
-    assert 0.0015 < both.min() < 0.006
+    points = np.random.default_rng(0).uniform(-0.040, 0.040, (40000, 3))
+    nearest = np.maximum(solids[moving].at(points), solids[fixed].at(points)).min()
+    assert 0.0007 < nearest < 0.003
 
 
 def test_fixed_point_keeps_the_anatomy_at_it_and_moves_the_rest() -> None:

@@ -64,8 +64,9 @@ def view(patient: Patient, needle: Needle, planes: Sequence[Plane], target: Poin
     grid = target + u[None, :, None] * rows[0] + v[:, None, None] * rows[1]
     surface, depth, skin = _marched(patient, grid, rows[2])
     origin = grid.reshape(-1, 3)
-    colour = np.where(np.isfinite(depth)[:, None], surface, np.float32(_BACKGROUND))
-    colour = colour + skin[:, None] * (np.float32(_SKIN) - colour)
+    background, tint = np.array(_BACKGROUND, np.float32), np.array(_SKIN, np.float32)
+    colour: Colours = np.where(np.isfinite(depth)[:, None], surface, background)
+    colour += skin[:, None] * (tint - colour)
     for plane in planes:
         _lay(colour, depth, plane, origin, rows[2])
     picture = np.ascontiguousarray(colour.reshape(size[1], size[0], 3)[..., ::-1] * 255.0)
@@ -152,7 +153,7 @@ def _lay(colour: Colours, depth: Array, plane: Plane, origin: Points, forward: A
     along = plane_T_patient[:3, :3] @ forward
     distance = -start[:, 2] / (along[2] if abs(along[2]) > 1e-6 else 1e-6)
     pixels = plane.projection.pixels(start + distance[:, None] * along)
-    shown = plane.projection.contains(pixels) & (distance < depth)
+    shown = np.asarray(plane.projection.contains(pixels), bool) & (distance < depth)
     column, row = np.rint(pixels[shown]).astype(int).T
     height, width = plane.picture.shape
     grey = plane.picture[np.clip(row, 0, height - 1), np.clip(column, 0, width - 1)] / 255.0

@@ -135,9 +135,11 @@ def _scene(procedure: Procedure, patient: Patient, needle: Needle, xray: Image,
     """
     image = procedure.patient_T_ultrasound()
     normal = image[:3, 2] if image[:3, 2] @ (1.0, 0.0, -1.0) > 0.0 else -image[:3, 2]
-    forward = image[:3, 1] + 0.8 * normal
+    aside = image[:3, 1] + 0.8 * normal
     pose, projection = procedure.patient_T_fluoroscopy(), procedure.fluoroscopy_projection()
-    behind = 0.09 if pose[:3, 2] @ forward > 0.0 else -0.09
+    behind = 0.09 if pose[:3, 2] @ aside > 0.0 else -0.09
+    # A little along the rays, or their picture could be seen edge-on.
+    forward = aside + 0.7 * np.sign(behind) * pose[:3, 2]
     distance = procedure.fluoroscopy.source_to_isocentre + behind
     focal = projection.matrix[0, 0] / distance
     flat = Projection.orthographic((1.0 / focal, 1.0 / focal),

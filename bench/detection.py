@@ -30,7 +30,8 @@ def render_frames(count: int):
     from hybrid_guidance.simulation.render import ultrasound_renderer, xray_renderer
 
     procedure = load_procedure('lumbar_facet_injection')
-    patient, random = build_patient(procedure.region, SEED), np.random.default_rng(SEED)
+    patient = build_patient(procedure.region, SEED, procedure.target)
+    random = np.random.default_rng(SEED)
     path = NeedlePath(procedure.entry, procedure.target)
     needle = Needle(transform(), procedure.needle.diameter, procedure.needle.length)
     ultrasound = ultrasound_renderer(procedure, patient, SEED)

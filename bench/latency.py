@@ -35,7 +35,7 @@ def render_frames(count: int):
     from hybrid_guidance.simulation.xray import Technique, XrayRenderer
 
     procedure = load_procedure('lumbar_facet_injection')
-    setup, patient = procedure.fluoroscopy, build_patient(procedure.region, 1)
+    setup, patient = procedure.fluoroscopy, build_patient(procedure.region, 1, procedure.target)
     ultrasound = UltrasoundRenderer(patient, procedure.ultrasound.probe,
                                     procedure.ultrasound_projection(), 1)
     xray = XrayRenderer(patient, procedure.fluoroscopy_projection(), Technique(

@@ -255,6 +255,8 @@ def _probability(shaft: Shaft, tip_end: int) -> float:
         gate(shaft.taper, 1.5, 0.08),
         gate(_shadow(shaft), 0.5, 0.05),
         gate(-shaft.amplitude, -15.0, 2.0),
+        # No echo is as thin as what a scanner draws: colour boxes, callipers.
+        gate(-shaft.width, -1.4, 0.1),
         0.3 if shaft.open_end[tip_end] else 1.0,
     ]
     if shaft.open_end[1 - tip_end]:

@@ -70,7 +70,7 @@ class FluoroscopyNode(GuidanceNode[FluoroscopyParameters]):
         technique = Technique(setup.kvp, setup.mas_per_pulse, setup.source_to_detector,
                               setup.detector_size,
                               reference_distance=setup.source_to_isocentre - 0.15)
-        self._renderer = XrayRenderer(build_patient(procedure.region, seed),
+        self._renderer = XrayRenderer(build_patient(procedure.region, seed, procedure.target),
                                       procedure.fluoroscopy_projection(), technique, seed)
         # The anatomy of a standing C-arm is integrated before the first pulse, not in it.
         self._renderer.expected(self._patient_T_optical(self._room.world_T_carm))

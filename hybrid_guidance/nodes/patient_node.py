@@ -69,7 +69,8 @@ class PatientNode(GuidanceNode[PatientParameters]):
         self._procedure = load_procedure(parameters.procedure)
         beliefs = load_beliefs(parameters.calibration_file)
         self._room: Room = make_room(self._procedure, beliefs, parameters.seed)
-        bone = build_structures(self._procedure.region, parameters.seed)['bone']
+        bone = build_structures(self._procedure.region, parameters.seed,
+                                self._procedure.target)['bone']
         self._bone = bone.at
         trackers = {
             'carm': Tracker(parameters.carm_position_noise, parameters.carm_rotation_noise,

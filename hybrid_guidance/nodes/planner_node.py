@@ -82,7 +82,8 @@ class PlannerNode(GuidanceNode[PlannerParameters]):
         self._points = {'entry': procedure.entry, 'target': procedure.target}
         structures = {}
         if self.parameters.anatomy == 'simulated':
-            solids = build_structures(procedure.region, self.parameters.seed)
+            solids = build_structures(procedure.region, self.parameters.seed,
+                                      procedure.target)
             structures = {name: solids[name].at for name in procedure.avoid}
         self._clearance = Clearance(structures, self.parameters.sigmas)
         self._guidance: Guidance | None = None

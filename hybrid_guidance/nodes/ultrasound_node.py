@@ -18,8 +18,8 @@ from hybrid_guidance.ros.health import ERROR
 from hybrid_guidance.ros.node import GuidanceNode, run
 from hybrid_guidance.simulation.anatomy import build_patient
 from hybrid_guidance.simulation.instruments import Needle
+from hybrid_guidance.simulation.render import ultrasound_renderer
 from hybrid_guidance.simulation.room import make_room
-from hybrid_guidance.simulation.ultrasound import UltrasoundRenderer
 
 _IMPORT = 'give the calibration of this recording, made with "hybrid-guidance import-plus"'
 
@@ -64,9 +64,8 @@ class UltrasoundNode(GuidanceNode[UltrasoundParameters]):
         beliefs = load_beliefs(self.parameters.calibration_file)
         self._room = make_room(procedure, beliefs, seed)
         self._needle = Needle(transform(), procedure.needle.diameter, procedure.needle.length)
-        self._renderer = UltrasoundRenderer(
-            build_patient(procedure.region, seed), procedure.ultrasound.probe,
-            procedure.ultrasound_projection(), seed)
+        self._renderer = ultrasound_renderer(
+            procedure, build_patient(procedure.region, seed, procedure.target), seed)
         self._truth = GroundTruth(self, ('needle', 'patient', 'ultrasound_probe'))
         self.create_timer(1.0 / self.parameters.rate, self._scan)
 

@@ -24,6 +24,7 @@ from hybrid_guidance.geometry.rigid import (
 from hybrid_guidance.geometry.types import Array, Points, Transform
 from hybrid_guidance.resources import resource
 from hybrid_guidance.simulation import shapes
+from hybrid_guidance.simulation.layers import Layers
 from hybrid_guidance.simulation.outlines import Outlines
 from hybrid_guidance.simulation.shapes import Field, Shape
 from hybrid_guidance.simulation.tissues import Tissue, density_table
@@ -146,21 +147,23 @@ class _Variation:
     fat: float
 
 
-def build_patient(region: str, seed: int) -> Patient:
+def build_patient(region: str, seed: int, fixed_point: Points | None = None) -> Patient:
     """Build a patient.
 
     Args:
         region: name of a file of ``config/anatomy``.
         seed: which patient; 0 is the mean one.
+        fixed_point: (3,) metres, what patients have in common: a procedure's target. None is
+            the region's own.
 
     Raises:
         AnatomyError: no such region.
     """
     content = _read(region)
-    variation = _draw(content, seed)
+    variation = _draw(content, seed, fixed_point)
     grid = _grid(content)
     solids = _Solids(content, variation)
-    outlines = Outlines(content['outlines'], variation.fat)
+    outlines = _soft_tissue(content, variation)
     labels, sheets = outlines.paint(grid.origin, grid.spacing, grid.shape)
     for name, shape in solids.soft.items():
         _paint(grid, labels, sheets, shape, solids.tissue[name])
@@ -170,16 +173,26 @@ def build_patient(region: str, seed: int) -> Patient:
                    _surround(outlines, grid))
 
 
-def build_structures(region: str, seed: int) -> dict[str, Shape]:
-    """Return the solids of ``build_patient(region, seed)`` without its voxels, in milliseconds.
+def build_structures(region: str, seed: int,
+                     fixed_point: Points | None = None) -> dict[str, Shape]:
+    """Return the solids of ``build_patient`` (same arguments), no voxels, in milliseconds.
 
     Raises:
         AnatomyError: no such region.
     """
     content = _read(region)
-    variation = _draw(content, seed)
-    skin = Outlines(content['outlines'], variation.fat).skin
+    variation = _draw(content, seed, fixed_point)
+    skin = _soft_tissue(content, variation).skin
     return {**_Solids(content, variation).named(), 'skin': skin}
+
+
+def _soft_tissue(content: Mapping[str, Any], variation: '_Variation') -> Outlines | Layers:
+    """Return the soft tissue that solids are painted over: outlines or layers under a skin."""
+    if 'layers' not in content:
+        return Outlines(content['outlines'], variation.fat)
+    skin = shapes.union([_soft_shape(part) for part in content['skin']['parts'].values()],
+                        content['skin']['blend'])
+    return Layers(skin, content['layers'], variation.fat)
 
 
 def _grid(content: Mapping[str, Any]) -> Grid:
@@ -199,16 +212,16 @@ def _read(region: str) -> dict[str, Any]:
     return content
 
 
-def _draw(content: Mapping[str, Any], seed: int) -> _Variation:
+def _draw(content: Mapping[str, Any], seed: int, fixed_point: Points | None) -> _Variation:
     spread = content['variation']
     rng = np.random.default_rng(seed)
     draws = np.clip(rng.standard_normal(9), -2.0, 2.0) * (seed != 0)
     scale = 1.0 + spread['scale'] * float(draws[0])
-    fixed = np.array(content['fixed_point'])
+    fixed = np.array(content['fixed_point'] if fixed_point is None else fixed_point)
     rotation = rotation_from_vector(np.radians(spread['rotation_deg']) * draws[1:4])
     return _Variation(transform(rotation, fixed - scale * rotation @ fixed), scale,
                       1.0 + spread['body'] * float(draws[4]),
-                      float(np.radians(spread['lordosis_deg']) * draws[5]),
+                      float(np.radians(spread.get('lordosis_deg', 0.0)) * draws[5]),
                       1.0 + spread['process'] * float(draws[6]),
                       spread['fat'] * float(draws[7]))
 
@@ -218,18 +231,20 @@ class _Solids:
 
     def __init__(self, content: Mapping[str, Any], variation: _Variation) -> None:
         self._variation = variation
-        self._frames = {name: _frame(value) for name, value in content['frames'].items()}
+        self._frames = {name: _frame(value)
+                        for name, value in content.get('frames', {}).items()}
         self._bend(content)
         self.bones: dict[str, Shape] = {}
         self.soft: dict[str, Shape] = {}
         self.tissue: dict[str, Tissue] = {}
         for name, value in content['structures'].items():
             self._add_soft(name, value)
-        for name, value in content['discs'].items():
+        for name, value in content.get('discs', {}).items():
             self._add_disc(name, *value['between'])
-        for name, value in content['vertebrae'].items():
+        for name, value in content.get('vertebrae', {}).items():
             self.bones[name] = self._vertebra(content['vertebra'], name, value)
-        self.bones['sacrum'] = self._sacrum(content['sacrum'])
+        for name, value in content['bones'].items():
+            self.bones[name] = self._bone(value)
 
     def named(self) -> dict[str, Shape]:
         """Return every solid by its name, and ``bone``, all bones together."""
@@ -238,7 +253,7 @@ class _Solids:
     def _bend(self, content: Mapping[str, Any]) -> None:
         """Lordosis: turn the frames above and below the fixed joint about it, oppositely."""
         pivot = np.array(content['fixed_point']) * (0, 1, 1)
-        for name, frame in self._frames.items():
+        for name, frame in self._frames.items() if self._variation.lordosis else ():
             above = frame[2, 3] - pivot[2]
             if name in ('L4', 'L5', 'J45'):
                 continue
@@ -281,11 +296,17 @@ class _Solids:
         parts = [self._part(part, frame, size, roles) for part in template['parts'].values()]
         return self._in_patient(shapes.placed(shapes.union(parts, template['blend']), frame))
 
-    def _sacrum(self, template: Mapping[str, Any]) -> Shape:
-        parts = [shapes.placed(self._part(part, self._frames[part['frame']], 1.0, self._frames),
-                               self._frames[part['frame']])
-                 for part in template['parts'].values()]
-        return self._in_patient(shapes.union(parts, template['blend']))
+    def _bone(self, template: Mapping[str, Any]) -> Shape:
+        """Return a bone of its own: parts in frames (or in ``patient``), melted together."""
+        parts = []
+        for part in template['parts'].values():
+            frame = self._frames[part['frame']] if 'frame' in part else np.eye(4)
+            parts.append(shapes.placed(self._part(part, frame, 1.0, self._frames), frame))
+        bone = shapes.union(parts, template['blend'])
+        if 'socket' in template:
+            bone = shapes.carved(bone, np.array(template['socket']['centre']),
+                                 template['socket']['radius'])
+        return self._in_patient(bone)
 
     def _part(self, part: Mapping[str, Any], frame: Transform, size: float,
               roles: Mapping[str, Transform]) -> Shape:
@@ -329,12 +350,34 @@ def _flipped(shape: Shape, flip: Array) -> Shape:
 
 
 def _soft_shape(value: Mapping[str, Any]) -> Shape:
-    if value['shape'] == 'tube':
-        return shapes.tube(np.array(value['points']), value['radius'])
-    return shapes.ellipsoid(np.array(value['centre']), np.array(value['radii']))
+    """Return a soft solid in its frame."""
+    kind = value['shape']
+    if kind == 'tube':
+        shape = shapes.tube(np.array(value['points']), value['radius'])
+    elif kind == 'band':
+        shape = shapes.band(np.array(value['points']), value['radius'], np.array(value['wide']))
+    elif kind == 'capsule':
+        shape = shapes.capsule(np.array(value['from']), np.array(value['to']), value['radius'],
+                               value.get('end_radius'))
+    elif kind == 'superquadric':
+        shape = _turned(value, shapes.superquadric(
+            np.zeros(3), np.array(value['radii']), value['power']))
+    elif 'turn_deg' in value:
+        shape = _turned(value, shapes.ellipsoid(np.zeros(3), np.array(value['radii'])))
+    else:
+        shape = shapes.ellipsoid(np.array(value['centre']), np.array(value['radii']))
+    return shape
+
+
+def _turned(value: Mapping[str, Any], shape: Shape) -> Shape:
+    """Place a solid at ``centre``, turned by ``turn_deg``: a rotation vector in degrees."""
+    turn = rotation_from_vector(np.radians(value.get('turn_deg', np.zeros(3))))
+    return shapes.placed(shape, transform(turn, np.array(value['centre'], dtype=float)))
 
 
 def _bone_shape(part: Mapping[str, Any], local: Any, size: float, stretch: float) -> Shape:
+    if part['shape'] in ('ellipsoid', 'superquadric'):
+        return _soft_shape(part)
     if part['shape'] == 'drum':
         return shapes.drum(local(part['centre']), np.array(part['half']) * size,
                            part['rounding'], part.get('waist', 0.0), part.get('notch', 0.0),
@@ -377,7 +420,9 @@ def _paint(grid: Grid, labels: Voxels, sheets: Voxels, shape: Shape, tissue: Tis
     window, field = _field(grid, shape, 2 * grid.spacing)
     if not field.size:
         return
-    labels[window][field < 0.0] = tissue
+    # A muscle drawn by proportion may reach the skin of a thin patient: it stays inside.
+    inside = (field < 0.0) & (labels[window] != Tissue.AIR)
+    labels[window][inside] = tissue
     wall = np.exp(-(field / np.float32(0.0006)) ** 2) * np.float32(110.0)
     keep = np.where(field < 0.0, 0, sheets[window])
     sheets[window] = np.maximum(keep, wall.astype(np.uint8))
@@ -419,7 +464,7 @@ def _trabeculae(seed: int) -> Field:
     return np.asarray(np.clip(44.0 + 26.0 * noise / noise.std(), 10.0, 120.0), np.float32)
 
 
-def _surround(outlines: Outlines, fine: Grid) -> Surround:
+def _surround(outlines: Outlines | Layers, fine: Grid) -> Surround:
     """Paint the body round a grid; voxels of both meet exactly at the grid's faces.
 
     An overlap of a millimetre would be a bright band where rays graze a face.
@@ -432,16 +477,24 @@ def _surround(outlines: Outlines, fine: Grid) -> Surround:
     after = np.ceil(np.maximum(SURROUND_REACH - upper, 0.0) / step).astype(int)
     start = lower - before * step
     grid = Grid.covering(start, start + (before + inner + after) * step, step)
-    # Layers are thinner than these voxels: average a fine slice.
-    labels, _ = outlines.paint(start + fine.spacing / 2, fine.spacing,
-                               (1, SURROUND_STEP * grid.shape[1], SURROUND_STEP * grid.shape[2]))
-    flat = cv2.resize(cv2.LUT(labels[0], density_table()), grid.shape[:0:-1],
-                      interpolation=cv2.INTER_AREA)
-    density = np.repeat(flat[None], grid.shape[0], axis=0)
+    if isinstance(outlines, Layers):
+        density = outlines.density(*grid.axes(), step)
+    else:
+        density = _prism(outlines, start + fine.spacing / 2, fine.spacing, grid.shape)
     hole = tuple(slice(int(first), int(first + count))
                  for first, count in zip(before[::-1], inner[::-1], strict=True))
     density[hole] = 0
     return Surround(grid, density)
+
+
+def _prism(outlines: Outlines, origin: Points, spacing: float,
+           shape: tuple[int, int, int]) -> Voxels:
+    """Repeat one slice; layers are thinner than these voxels, so average a fine one."""
+    labels, _ = outlines.paint(origin, spacing,
+                               (1, SURROUND_STEP * shape[1], SURROUND_STEP * shape[2]))
+    flat = cv2.resize(cv2.LUT(labels[0], density_table()), shape[:0:-1],
+                      interpolation=cv2.INTER_AREA)
+    return np.repeat(np.asarray(flat, np.uint8)[None], shape[0], axis=0)
 
 
 def empty_patient(grid: Grid, **volumes: Voxels) -> Patient:

@@ -1,6 +1,7 @@
 """One X-ray and one ultrasound frame of a procedure in a simulated patient, with the truth."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ from hybrid_guidance.geometry.projection import Projection
 from hybrid_guidance.geometry.rigid import inverse, transform_points
 from hybrid_guidance.geometry.types import Image, Transform
 from hybrid_guidance.imaging.grey import counts_to_grey
-from hybrid_guidance.procedure import Procedure
+from hybrid_guidance.procedure import Procedure, UltrasoundSetup
 from hybrid_guidance.simulation.anatomy import Patient, build_patient
 from hybrid_guidance.simulation.instruments import Needle, needle_on_path
+from hybrid_guidance.simulation.scene import Plane, view
 from hybrid_guidance.simulation.ultrasound import Scan, UltrasoundRenderer
 from hybrid_guidance.simulation.xray import Technique, XrayRenderer
 
@@ -35,7 +37,18 @@ def ultrasound_renderer(procedure: Procedure, patient: Patient, seed: int) -> Ul
     """Return the renderer of a procedure's probe."""
     setup = procedure.ultrasound
     return UltrasoundRenderer(patient, setup.probe, procedure.ultrasound_projection(), seed,
-                              Scan(depth=setup.depth))
+                              _scan(setup))
+
+
+def _scan(setup: UltrasoundSetup) -> Scan:
+    """Return how a probe scans: pulse and beam get finer with frequency on a linear probe."""
+    focus = setup.depth * (0.040 / 0.075)
+    if setup.probe.kind != 'linear':
+        return Scan(depth=setup.depth, focus=focus)
+    finer = max(5e6 / setup.probe.frequency, 0.5)
+    return Scan(depth=setup.depth, focus=focus, pulse=0.00022 * finer,
+                beam_at_focus=0.00042 * finer, slice_thickness=0.0012 * finer**0.5,
+                cell=0.0004 * finer)
 
 
 def procedure_needle(procedure: Procedure, depth: float | None = None) -> Needle:
@@ -52,10 +65,12 @@ def procedure_needle(procedure: Procedure, depth: float | None = None) -> Needle
 
 def render(procedure: Procedure, seed: int, needle_depth: float | None,
            output: Path) -> dict[str, Any]:
-    """Write ``fluoroscopy.png``, ``ultrasound.png`` and ``truth.json`` into a folder.
+    """Write pictures of a procedure in one patient, and ``truth.json``, into a folder.
 
-    ``fluoroscopy.png`` is for the eye (logarithmic, 8 bit); ``fluoroscopy_raw.png`` holds the
-    detector's 16-bit counts.
+    ``fluoroscopy.png`` is the procedure's own view, ``fluoroscopy_ap.png`` and
+    ``fluoroscopy_lateral.png`` the same C-arm turned to the standard views; all three are for
+    the eye (logarithmic, 8 bit). ``fluoroscopy_raw.png`` holds the detector's 16-bit counts.
+    ``ultrasound.png`` is the slice, ``scene.png`` all of it in 3-D.
 
     Args:
         procedure: what is to be done.
@@ -70,21 +85,71 @@ def render(procedure: Procedure, seed: int, needle_depth: float | None,
         RenderError: the folder cannot be written.
     """
     _make(output)
-    patient = build_patient(procedure.region, seed)
+    patient = build_patient(procedure.region, seed, procedure.target)
     needle = procedure_needle(procedure, needle_depth)
-    counts = xray_renderer(procedure, patient, seed).render(
-        procedure.patient_T_fluoroscopy(), [needle])
+    views = standard_views(procedure)
+    counts = {name: xray_renderer(setting, patient, seed).render(
+        setting.patient_T_fluoroscopy(), [needle]) for name, setting in views.items()}
     slice_ = ultrasound_renderer(procedure, patient, seed).render(
         procedure.patient_T_ultrasound(), [needle])
+    pictures = {f'{name}.png': counts_to_grey(raw) for name, raw in counts.items()}
+    scene = _scene(procedure, patient, needle, pictures['fluoroscopy.png'], slice_)
     truth = _truth(procedure, seed, patient, needle)
+    truth['views'] = {name: _seen(setting.patient_T_fluoroscopy(),
+                                  setting.fluoroscopy_projection(), needle, 'optical')
+                      for name, setting in views.items()}
     try:
-        _write(output / 'fluoroscopy.png', counts_to_grey(counts))
-        _write(output / 'fluoroscopy_raw.png', counts)
-        _write(output / 'ultrasound.png', slice_)
+        for name, picture in {**pictures, 'fluoroscopy_raw.png': counts['fluoroscopy'],
+                              'ultrasound.png': slice_, 'scene.png': scene}.items():
+            _write(output / name, picture)
         (output / 'truth.json').write_text(json.dumps(truth, indent=2) + '\n', encoding='utf-8')
     except OSError as error:
         raise RenderError(f'{output}: cannot be written ({error}); name another folder') from error
     return truth
+
+
+def standard_views(procedure: Procedure) -> dict[str, Procedure]:
+    """Return a procedure with its C-arm as it stands, anteroposterior and lateral, by file stem.
+
+    The standard view is the one nearest to the procedure's own: of a prone patient the detector
+    of the anteroposterior view is behind the back. Through a trunk's breadth a lateral view needs
+    more: automatic exposure is taken to give four times the charge.
+    """
+    setup = procedure.fluoroscopy
+    angle = setup.primary_angle
+    front = 0.0 if np.cos(angle) >= 0.0 else np.pi
+    side = np.copysign(np.pi / 2, np.sin(angle)) if np.sin(angle) else np.pi / 2
+    ap = replace(setup, primary_angle=front, secondary_angle=0.0)
+    lateral = replace(setup, primary_angle=float(side), secondary_angle=0.0,
+                      mas_per_pulse=4.0 * setup.mas_per_pulse)
+    return {'fluoroscopy': procedure,
+            'fluoroscopy_ap': replace(procedure, fluoroscopy=ap),
+            'fluoroscopy_lateral': replace(procedure, fluoroscopy=lateral)}
+
+
+def _scene(procedure: Procedure, patient: Patient, needle: Needle, xray: Image,
+           slice_: Image) -> Image:
+    """Return the 3-D picture, seen from beside the probe, the X-ray 9 cm behind the isocentre.
+
+    There it is as large as its rays are wide: lines from the source through needle and picture.
+    """
+    image = procedure.patient_T_ultrasound()
+    normal = image[:3, 2] if image[:3, 2] @ (1.0, 0.0, -1.0) > 0.0 else -image[:3, 2]
+    aside = image[:3, 1] + 0.8 * normal
+    pose, projection = procedure.patient_T_fluoroscopy(), procedure.fluoroscopy_projection()
+    behind = 0.09 if pose[:3, 2] @ aside > 0.0 else -0.09
+    # A little along the rays, or their picture could be seen edge-on.
+    forward = aside + 0.7 * np.sign(behind) * pose[:3, 2]
+    distance = procedure.fluoroscopy.source_to_isocentre + behind
+    focal = projection.matrix[0, 0] / distance
+    flat = Projection.orthographic((1.0 / focal, 1.0 / focal),
+                                   (float(projection.matrix[0, 2]), float(projection.matrix[1, 2])),
+                                   (projection.width, projection.height))
+    lens = pose.copy()
+    lens[:3, 3] += distance * pose[:3, 2]
+    planes = [Plane(lens, flat, xray, 0.9),
+              Plane(image, procedure.ultrasound_projection(), slice_, 0.8)]
+    return view(patient, needle, planes, procedure.target, forward)
 
 
 def _make(output: Path) -> None:

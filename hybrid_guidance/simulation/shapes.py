@@ -104,6 +104,25 @@ def box(centre: Array, half: Array, rounding: float) -> Shape:
     return Shape(distance, centre - half, centre + half)
 
 
+def superquadric(centre: Array, radii: Array, power: float) -> Shape:
+    """Return a superellipsoid: an ellipsoid for ``power`` 2, nearer a box the higher it is.
+
+    First-order distance: level over its gradient (Taubin, IEEE PAMI 1991;13:1115).
+    """
+    centre, radii = np.asarray(centre, dtype=float), np.asarray(radii, dtype=float)
+
+    def distance(x: Field, y: Field, z: Field) -> Field:
+        ratios = [np.abs(value - middle.item()) / radius.item()
+                  for value, middle, radius in zip((x, y, z), centre, radii, strict=True)]
+        level = sum(ratio**power for ratio in ratios) ** (1.0 / power) + 1e-6
+        slope = np.sqrt(sum(((ratio / level) ** (power - 1.0) / radius.item()) ** 2
+                            for ratio, radius in zip(ratios, radii, strict=True)))
+        # Near the middle the gradient vanishes, where only "deep inside" matters.
+        return np.asarray((level - 1.0) / np.maximum(slope, 0.5 / radii.max().item()))
+
+    return Shape(distance, centre - radii, centre + radii)
+
+
 def drum(centre: Array, half: Array, rounding: float, waist: float = 0.0,
          notch: float = 0.0, dome: float = 0.0) -> Shape:
     """Return an elliptic cylinder about z with rounded rims: a vertebral body or a disc.
@@ -169,10 +188,39 @@ def cut(shape: Shape, point: Array, normal: Array) -> Shape:
     return Shape(distance, shape.lower, shape.upper)
 
 
+def carved(shape: Shape, centre: Array, radius: float) -> Shape:
+    """Take a ball out of a solid: the socket of a joint."""
+    if shape.parts:
+        return union([carved(part, centre, radius) for part in shape.parts], shape.blend)
+    middle = np.asarray(centre, dtype=float)
+
+    def distance(x: Field, y: Field, z: Field) -> Field:
+        squares = [(value - place.item()) ** 2
+                   for value, place in zip((x, y, z), middle, strict=True)]
+        ball = np.sqrt(squares[0] + squares[1] + squares[2]) - radius
+        return np.asarray(np.maximum(shape.distance(x, y, z), -ball))
+
+    return Shape(distance, shape.lower, shape.upper)
+
+
 def tube(points: Array, radius: float, samples: int = 4) -> Shape:
     """Return a tube of one radius along a Catmull-Rom spline through (N, 3) points."""
     line = spline(np.asarray(points, dtype=float), samples)
     return union([capsule(start, end, radius) for start, end in pairwise(line)])
+
+
+def band(points: Array, radius: float, wide: Array, strands: int = 5) -> Shape:
+    """Return a flat muscle or tendon: tubes side by side, melted together.
+
+    Args:
+        points: (N, 3) its middle line.
+        radius: half its thickness, metres.
+        wide: (3,) from the middle to the last strand on either side.
+        strands: how many.
+    """
+    lines = [tube(points + share * wide, radius, 2) for share in np.linspace(-1.0, 1.0, strands)]
+    # Flat, so that each piece is sampled only near itself.
+    return union([piece for line in lines for piece in line.parts], 0.25 * radius)
 
 
 def spline(points: Array, samples: int) -> Array:

@@ -45,6 +45,7 @@ class Scan:
         attenuation_compensated: of the time gain compensation, dB/(cm·MHz).
         noise_db: electronic noise before time gain, against the brightest bone.
         needle_db: echo of a shaft square to the beam.
+        cell: edge of the cube that one scatterer stands for, metres; below the pulse's length.
     """
 
     beams: int = 224
@@ -59,6 +60,7 @@ class Scan:
     attenuation_compensated: float = 0.62
     noise_db: float = -100.0
     needle_db: float = 2.0
+    cell: float = SPECKLE_CELL
 
 
 class UltrasoundRenderer:
@@ -246,7 +248,7 @@ class UltrasoundRenderer:
         """Return the complex scatterers at every sample."""
         index = np.zeros(self._x.shape, np.int32)
         for axis in (2, 1, 0):
-            row = patient_T_image[axis] / SPECKLE_CELL
+            row = patient_T_image[axis] / self.scan.cell
             cells = self._x * np.float32(row[0])
             cells += self._y * np.float32(row[1])
             cells += np.float32(row[3] + 1000 * SPECKLE_SIZE)

@@ -1,5 +1,6 @@
 """The ultrasound detector against speckle whose needle is known, and real frames without one."""
 
+import cv2
 import numpy as np
 import pytest
 
@@ -46,6 +47,24 @@ def test_covariance_is_neither_too_small_nor_too_large(found) -> None:
     assert is_honest(errors, covariances)
     assert not is_honest(errors, 0.1 * covariances)
     assert not is_honest(errors, 10.0 * covariances)
+
+
+def test_a_line_that_a_scanner_draws_is_no_needle(detector) -> None:
+    """The side of a colour box; the same line as wide as an echo is one."""
+    def is_needle(pixels: np.ndarray) -> bool:
+        detector.forget()
+        found = detector(as_frame(pixels))
+        return found is not None and bool(found.probability > 0.5)
+    drawn, echoes = [], []
+    for seed in range(8):
+        pixels = ultrasound_scene(seed, needle=False).frame.pixels
+        height, width = pixels.shape
+        ends = (int(0.55 * width), int(0.25 * height)), (int(0.70 * width), int(0.70 * height))
+        drawn.append(is_needle(cv2.line(pixels.copy(), *ends, 255, 1, cv2.LINE_AA)))
+        line = cv2.line(np.zeros_like(pixels), *ends, 255, 3, cv2.LINE_AA)
+        echoes.append(is_needle(np.maximum(pixels, cv2.GaussianBlur(line, (0, 0), 2.0))))
+    assert not any(drawn)
+    assert sum(echoes) >= 6
 
 
 def with_bone_beyond(scene: Scene, distance: float) -> Scene:

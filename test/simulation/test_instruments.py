@@ -9,8 +9,11 @@ import pytest
 
 from hybrid_guidance.geometry.rigid import is_rigid
 from hybrid_guidance.procedure import load_procedure
+from hybrid_guidance.simulation.anatomy import Grid, empty_patient
 from hybrid_guidance.simulation.instruments import Needle, needle_on_path
-from hybrid_guidance.simulation.render import RenderError, render
+from hybrid_guidance.simulation.render import RenderError, render, standard_views
+from hybrid_guidance.simulation.scene import view
+from hybrid_guidance.simulation.tissues import Tissue
 
 ENTRY = np.array([0.057, 0.085, -0.026])
 TARGET = np.array([0.020, 0.040, -0.019])
@@ -59,8 +62,38 @@ def test_render_writes_pictures_and_a_truth_that_fits_them(tmp_path: Path) -> No
         tip = np.array(truth['patient_T_needle'])[:, 3]
         seen = np.array(truth[name]['projection']) @ sensor_T_patient @ tip
         np.testing.assert_allclose(seen[:2] / seen[2], truth[name]['tip_pixel'], atol=1e-6)
+    assert cv2.imread(str(tmp_path / 'out' / 'scene.png')).shape == (600, 800, 3)
     raw = cv2.imread(str(tmp_path / 'out' / 'fluoroscopy_raw.png'), cv2.IMREAD_UNCHANGED)
     assert raw.dtype == np.uint16
+
+
+def test_standard_views_look_along_the_axes_of_the_patient_and_show_the_needle() -> None:
+    procedure = load_procedure('lumbar_facet_injection')
+    views = standard_views(procedure)
+    ap = views['fluoroscopy_ap'].patient_T_fluoroscopy()
+    lateral = views['fluoroscopy_lateral'].patient_T_fluoroscopy()
+    np.testing.assert_allclose(ap[:3, 2], (0.0, 1.0, 0.0), atol=1e-12)
+    np.testing.assert_allclose(np.abs(lateral[:3, 2]), (1.0, 0.0, 0.0), atol=1e-12)
+    for setting in views.values():
+        tip = np.linalg.inv(setting.patient_T_fluoroscopy()) @ [*procedure.target, 1.0]
+        assert setting.fluoroscopy_projection().contains(
+            setting.fluoroscopy_projection().pixels(tip[:3]), 50.0)
+
+
+def test_scene_shows_bone_before_what_it_hides() -> None:
+    """A bone ball hides a vessel behind it from one side, and shows it from the other."""
+    grid = Grid((np.zeros(3) - 0.02), 0.001, (40, 40, 40))
+    labels = np.full(grid.shape, Tissue.MUSCLE, np.uint8)
+    labels[15:25, 8:16, 15:25] = Tissue.CORTICAL
+    labels[15:25, 24:32, 15:25] = Tissue.BLOOD
+    needle = needle_on_path(np.array([1.0, 0.0, 1.0]), np.array([1.0, 0.0, 2.0]), 0.5, 1e-4, 0.1)
+    middle = []
+    for direction in ((0.0, 1.0, 0.0), (0.0, -1.0, 0.0)):
+        picture = view(empty_patient(grid, labels=labels), needle, [], np.zeros(3),
+                       np.array(direction), (80, 60), 0.06)
+        middle.append(picture[30, 40].astype(int))
+    assert middle[0][0] > 0.5 * middle[0][2]  # bone: blue not far below red
+    assert middle[1][0] < 0.5 * middle[1][2]  # blood: red
 
 
 def test_render_into_a_file_says_what_to_do(tmp_path: Path) -> None:

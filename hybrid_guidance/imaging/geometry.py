@@ -1,8 +1,13 @@
 """Where pixels lie: in the plane of an ultrasound image, or as rays of an X-ray image."""
 
 from dataclasses import dataclass
+from functools import cached_property
+
+import cv2
+import numpy as np
 
 from hybrid_guidance.geometry.projection import Projection
+from hybrid_guidance.geometry.types import Image
 
 
 @dataclass(frozen=True)
@@ -47,3 +52,16 @@ class CameraGeometry:
     def projection(self) -> Projection:
         """Return the projection of undistorted pixels."""
         return Projection.perspective(self.focal, self.centre, self.size)
+
+    def undistorted(self, image: Image) -> Image:
+        """Return a (H, W) image of this size as one without distortion."""
+        if not any(self.distortion):
+            return image
+        return np.asarray(cv2.remap(image, *self._maps, cv2.INTER_LINEAR))
+
+    @cached_property
+    def _maps(self) -> tuple[Image, Image]:
+        matrix = np.array([[self.focal[0], 0.0, self.centre[0]],
+                           [0.0, self.focal[1], self.centre[1]], [0.0, 0.0, 1.0]])
+        return cv2.initUndistortRectifyMap(matrix, np.array(self.distortion), np.eye(3), matrix,
+                                           self.size, cv2.CV_16SC2)

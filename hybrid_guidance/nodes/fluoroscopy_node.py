@@ -1,39 +1,46 @@
-"""Fluoroscopy images: simulated X-ray pulses, or a DICOM recording."""
+"""Fluoroscopy images: simulated X-ray pulses, live video, or a DICOM recording."""
 
 from dataclasses import dataclass
 
 from std_msgs.msg import Float64
 from std_srvs.srv import SetBool, Trigger
 
+from hybrid_guidance.calibration.file import CalibrationError
 from hybrid_guidance.fusion.frame_tree import FrameTreeError
+from hybrid_guidance.geometry.projection import Projection
 from hybrid_guidance.geometry.rigid import inverse, transform
 from hybrid_guidance.imaging.dicom import open_dicom
 from hybrid_guidance.imaging.frame import Frame
 from hybrid_guidance.parameters import parameter
 from hybrid_guidance.procedure import load_procedure
 from hybrid_guidance.ros import qos
-from hybrid_guidance.ros.calibration import load_beliefs
+from hybrid_guidance.ros.calibration import load_beliefs, load_calibrations, load_delay
 from hybrid_guidance.ros.frames import FramePublisher, Playback
 from hybrid_guidance.ros.ground_truth import GroundTruth
+from hybrid_guidance.ros.health import ERROR
+from hybrid_guidance.ros.live import LiveVideo, VideoParameters
 from hybrid_guidance.ros.node import GuidanceNode, run
 from hybrid_guidance.simulation.anatomy import build_patient
 from hybrid_guidance.simulation.instruments import Needle
 from hybrid_guidance.simulation.room import make_room
 from hybrid_guidance.simulation.xray import Technique, XrayRenderer
 
+SOURCES = ('simulated', 'dicom', 'video')
+
 
 @dataclass(frozen=True)
-class FluoroscopyParameters:
+class FluoroscopyParameters(VideoParameters):
     """Parameters of ``fluoroscopy_node``."""
 
-    source: str = parameter('simulated', choices=('simulated', 'dicom'), fixed=True,
-                            meaning='where images come from')
-    file: str = parameter('', fixed=True, meaning='DICOM file, for the source dicom')
+    source: str = parameter('simulated', choices=SOURCES, fixed=True, meaning=(
+        'where images come from'))
+    file: str = parameter('', fixed=True, meaning=(
+        'file, for the source dicom; device, address or file of a video'))
     loop: bool = parameter(True, fixed=True, meaning='whether a recording starts over at its end')
     procedure: str = parameter('lumbar_facet_injection', fixed=True, meaning=(
         'name or YAML file of the procedure: C-arm position and technique, simulated'))
     calibration_file: str = parameter('simulated', fixed=True, meaning=(
-        'calibration around which the simulated truth is drawn'))
+        'calibration: around it the simulated truth is drawn; of a video, the intrinsics'))
     seed: int = parameter(1, low=0, high=2**31 - 1, fixed=True,
                           meaning='of the simulated patient and noise')
     pulse_rate: float = parameter(15.0, low=0.5, high=30.0, unit='Hz',
@@ -56,10 +63,33 @@ class FluoroscopyNode(GuidanceNode[FluoroscopyParameters]):
         self._renderer: XrayRenderer | None = None
         if self.parameters.source == 'simulated':
             self._simulate()
+        elif self.parameters.source == 'video':
+            self._show_video()
         else:
             self._playback = Playback(
                 self, self._publisher, self.parameters.file,
                 lambda file: open_dicom(file, 'fluoroscopy'), self.parameters.loop)
+
+    def _show_video(self) -> None:
+        name = self.parameters.calibration_file
+        camera, delay = None, 0.0
+        try:
+            found = load_calibrations(name).get('fluoroscopy_optical_frame')
+            camera, delay = found and found.camera, load_delay(name, 'fluoroscopy')
+        except (CalibrationError, FileNotFoundError) as error:
+            self.health.set('calibration', False, str(error), ERROR)
+
+        def project(size: tuple[int, int]) -> Projection:
+            known = camera is not None and camera.size == size
+            return camera.projection() if known else Projection.uncalibrated(size)
+        self._video = LiveVideo(self, self._publisher, self.parameters.file, self.parameters,
+                                delay, project, camera.undistorted if camera else lambda x: x)
+
+    def destroy_node(self) -> None:
+        """Let go of the video source first."""
+        if self.parameters.source == 'video':
+            self._video.close()
+        super().destroy_node()
 
     def _simulate(self) -> None:
         procedure = load_procedure(self.parameters.procedure)

@@ -1,9 +1,10 @@
-"""Ultrasound images: a simulated slice, a DICOM recording, or a tracked PLUS recording."""
+"""Ultrasound images: simulated, live video, a DICOM recording, or a tracked PLUS recording."""
 
 from dataclasses import dataclass
 
 from hybrid_guidance.calibration.file import CalibrationError
 from hybrid_guidance.fusion.frame_tree import FrameTreeError
+from hybrid_guidance.geometry.projection import Projection
 from hybrid_guidance.geometry.rigid import inverse, transform
 from hybrid_guidance.imaging.dicom import open_dicom
 from hybrid_guidance.imaging.frame import Frame, Recording
@@ -11,26 +12,29 @@ from hybrid_guidance.imaging.geometry import ImageGeometry
 from hybrid_guidance.imaging.sequence import open_sequence
 from hybrid_guidance.parameters import parameter
 from hybrid_guidance.procedure import load_procedure
-from hybrid_guidance.ros.calibration import load_beliefs, load_calibrations
+from hybrid_guidance.ros.calibration import load_beliefs, load_calibrations, load_delay
 from hybrid_guidance.ros.frames import FramePublisher, Playback, RecordedPoses
 from hybrid_guidance.ros.ground_truth import GroundTruth
 from hybrid_guidance.ros.health import ERROR
+from hybrid_guidance.ros.live import LiveVideo, VideoParameters
 from hybrid_guidance.ros.node import GuidanceNode, run
 from hybrid_guidance.simulation.anatomy import build_patient
 from hybrid_guidance.simulation.instruments import Needle
 from hybrid_guidance.simulation.render import ultrasound_renderer
 from hybrid_guidance.simulation.room import make_room
 
+SOURCES = ('simulated', 'dicom', 'sequence', 'video')
 _IMPORT = 'give the calibration of this recording, made with "hybrid-guidance import-plus"'
 
 
 @dataclass(frozen=True)
-class UltrasoundParameters:
+class UltrasoundParameters(VideoParameters):
     """Parameters of ``ultrasound_node``."""
 
-    source: str = parameter('simulated', choices=('simulated', 'dicom', 'sequence'), fixed=True,
-                            meaning='where images come from')
-    file: str = parameter('', fixed=True, meaning='file, for the sources dicom and sequence')
+    source: str = parameter('simulated', choices=SOURCES, fixed=True, meaning=(
+        'where images come from'))
+    file: str = parameter('', fixed=True, meaning=(
+        'file, for the sources dicom and sequence; device, address or file of a video'))
     loop: bool = parameter(True, fixed=True, meaning='whether a recording starts over at its end')
     sequence_frames: str = parameter(
         'Tracker=world Probe=ultrasound_probe', fixed=True, meaning=(
@@ -55,9 +59,25 @@ class UltrasoundNode(GuidanceNode[UltrasoundParameters]):
         if parameters.source == 'simulated':
             self._simulate()
             return
+        if parameters.source == 'video':
+            self._show_video()
+            return
         self._poses = RecordedPoses(self, parameters.sequence_frames)
         self._playback = Playback(self, self._publisher, parameters.file, self._open,
                                   parameters.loop, self._poses)
+
+    def _show_video(self) -> None:
+        geometry, file = self._geometry(), self.parameters.calibration_file
+        self._video = LiveVideo(
+            self, self._publisher, self.parameters.file, self.parameters,
+            load_delay(file, 'ultrasound') if geometry else 0.0,
+            geometry.projection if geometry else Projection.uncalibrated)
+
+    def destroy_node(self) -> None:
+        """Let go of the video source first."""
+        if self.parameters.source == 'video':
+            self._video.close()
+        super().destroy_node()
 
     def _simulate(self) -> None:
         procedure, seed = load_procedure(self.parameters.procedure), self.parameters.seed

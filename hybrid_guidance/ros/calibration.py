@@ -3,7 +3,12 @@
 from datetime import datetime, timezone
 from pathlib import Path
 
-from hybrid_guidance.calibration.file import Calibration, CalibrationError, load
+from hybrid_guidance.calibration.file import (
+    Calibration,
+    CalibrationError,
+    load,
+    load_delays,
+)
 from hybrid_guidance.resources import resource
 from hybrid_guidance.simulation.room import Belief
 
@@ -14,10 +19,23 @@ def load_calibrations(path: str) -> dict[str, Calibration]:
     Raises:
         CalibrationError: says file, entry, problem and cure.
     """
+    return {item.child: item for item in load(_file(path), datetime.now(timezone.utc))}
+
+
+def load_delay(path: str, sensor: str) -> float:
+    """Return the seconds by which a sensor's pictures are late, 0 where the file says nothing.
+
+    Raises:
+        CalibrationError: says file, entry, problem and cure.
+    """
+    found = load_delays(_file(path), datetime.now(timezone.utc)).get(sensor)
+    return 0.0 if found is None else found.delay
+
+
+def _file(path: str) -> Path:
     file = Path(path)
-    if not file.exists() and file.name == path:
-        file = resource('config/calibration') / f'{path}.yaml'
-    return {item.child: item for item in load(file, datetime.now(timezone.utc))}
+    is_name = not file.exists() and file.name == path
+    return resource('config/calibration') / f'{path}.yaml' if is_name else file
 
 
 def load_beliefs(path: str) -> dict[str, Belief]:

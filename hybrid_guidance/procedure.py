@@ -17,6 +17,10 @@ FOLDER = 'config/procedures'
 ANATOMY = 'config/anatomy'
 
 
+MOST_BY_EYE = 0.75
+"""Share of the way to the target that no needle goes unseen."""
+
+
 class ProcedureError(Exception):
     """A procedure that cannot be used; the message says what, where and what to do."""
 
@@ -117,6 +121,7 @@ class Procedure:
         fluoroscopy: C-arm position and technique.
         ultrasound: probe and its position.
         avoid: structure name to the margin to keep, metres.
+        insert_by_eye: how far the needle may go in before an image has shown it, metres.
     """
 
     name: str
@@ -128,6 +133,7 @@ class Procedure:
     fluoroscopy: FluoroscopySetup
     ultrasound: UltrasoundSetup
     avoid: Mapping[str, float]
+    insert_by_eye: float
 
     @property
     def path_length(self) -> float:
@@ -276,7 +282,16 @@ def _procedure(read: _Reader) -> Procedure:
         read.text('name'), _region(read), read.text('summary'), target, entry,
         _needle(read.table('needle')), _fluoroscopy(read.table('fluoroscopy')),
         _ultrasound(read.table('ultrasound')),
-        {key: avoid.positive(key) for key in avoid.names()})
+        {key: avoid.positive(key) for key in avoid.names()},
+        _insert_by_eye(read, float(np.linalg.norm(target - entry))))
+
+
+def _insert_by_eye(read: _Reader, way: float) -> float:
+    depth = read.positive('insert_by_eye')
+    if depth > MOST_BY_EYE * way:
+        raise read.fail('insert_by_eye', f'must be below {MOST_BY_EYE * way:.4f}, three quarters '
+                                         f'of the way to the target; got {depth!r}')
+    return depth
 
 
 def _region(read: _Reader) -> str:

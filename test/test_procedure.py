@@ -191,6 +191,7 @@ def test_unknown_name_lists_the_known_ones() -> None:
     ({'ultrasound__lateral': [0.0, -0.0448, 0.0070]}, 'parallel'),
     ({'region': 'elbow'}, 'no known anatomy; use one of: .*lumbar'),
     ({'needle': 'sharp'}, 'needle must be a table'),
+    ({'insert_by_eye': 0.050}, 'insert_by_eye must be below 0.0437, three quarters of the way'),
 ])
 def test_a_broken_file_says_what_where_and_what_to_do(
         tmp_path: Path, changes: dict[str, Any], says: str) -> None:

@@ -45,8 +45,6 @@ class PlannerParameters:
         'k: how many deviations of the tip are taken off a distance'))
     standoff: float = parameter(0.015, low=0.0, high=0.2, unit='m', fixed=True,
                                 meaning='how far outside the skin the approach ends')
-    first_depth: float = parameter(0.034, low=0.0, high=0.1, unit='m', fixed=True, meaning=(
-        'how far the needle goes in by eye, until an image shows it'))
     step: float = parameter(0.004, low=0.0005, high=0.02, unit='m', fixed=True,
                             meaning='largest advance in one command')
     lateral_tolerance: float = parameter(0.0015, low=0.0001, high=0.01, unit='m', fixed=True,
@@ -80,6 +78,7 @@ class PlannerNode(GuidanceNode[PlannerParameters]):
         self._markers = publish(MarkerArray, 'plan/markers', qos.STATE)
         procedure = load_procedure(self.parameters.procedure)
         self._points = {'entry': procedure.entry, 'target': procedure.target}
+        self._insert_by_eye = procedure.insert_by_eye
         structures = {}
         if self.parameters.anatomy == 'simulated':
             solids = build_structures(procedure.region, self.parameters.seed,
@@ -102,7 +101,7 @@ class PlannerNode(GuidanceNode[PlannerParameters]):
 
     def _plan(self) -> None:
         settings = GuidanceSettings(
-            standoff=self.parameters.standoff, first_depth=self.parameters.first_depth,
+            standoff=self.parameters.standoff, first_depth=self._insert_by_eye,
             step=self.parameters.step, lateral_tolerance=self.parameters.lateral_tolerance,
             angle_tolerance=self.parameters.angle_tolerance,
             depth_doubt=self.parameters.depth_doubt, lateral_doubt=self.parameters.lateral_doubt,

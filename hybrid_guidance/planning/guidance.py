@@ -14,6 +14,7 @@ from hybrid_guidance.geometry.rigid import (
 )
 from hybrid_guidance.geometry.types import Array, Transform
 from hybrid_guidance.planning.path import Path
+from hybrid_guidance.procedure import MOST_BY_EYE
 
 
 class Phase(Enum):
@@ -53,7 +54,7 @@ class GuidanceSettings:
     first_depth: float = 0.020
     dwell: float = 2.0
     patience: float = 12.0
-    retreat: float = 8.0
+    retreat: float = 10.0
     step: float = 0.004
     slow_down: float = 0.2
     lateral_tolerance: float = 0.0015
@@ -110,7 +111,7 @@ class Guidance:
             return Command(Phase.APPROACH, outside, (
                 'no image shows the needle: draw it back to the skin and aim again, in the '
                 'plane of the ultrasound image'))
-        depth = min(settings.first_depth, self.path.length / 2)
+        depth = min(settings.first_depth, MOST_BY_EYE * self.path.length)
         return Command(Phase.ALIGN, self.path.pose_at(depth),
                        f'insert {depth * 1e3:.0f} mm, until ultrasound shows the needle')
 

@@ -8,6 +8,7 @@ line is a robust weighted least-squares fit of the offsets, each end a fit of an
 to the amplitudes (the edge response of a Gaussian blur; Steger, PAMI 1998).
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -34,6 +35,11 @@ _DEEP = 60
 _SETTLED = 3e-3
 _SCAN_EDGES = np.repeat(np.arange(-10.0, 10.5, 1.0), 3)
 _SCAN_BLURS = np.tile([1.0, 2.0, 3.5], 21)
+_EVEN = np.linspace(-0.5, 0.5, _ROWS)
+_POWERS = np.stack([np.ones(_ROWS), _EVEN, _EVEN * _EVEN])
+_PULL = (2.6, 1.8)
+"""px: the wide profile pulls in from three pixels away, the narrow one sees less clutter."""
+_LEAST_LINE_VARIANCE = np.diag([1e-6, 1e-10])
 _ROOT_TWO_PI = float(np.sqrt(2.0 * np.pi))
 _FAN_STEP = np.deg2rad(3.0)
 _FAN_RADII = np.arange(7.0, 31.0)
@@ -169,7 +175,7 @@ class Shaft:
     def _fit_end(self, s: Array, response: Array, guess: float, window: tuple[float, float]
                  ) -> tuple[float, float]:
         inner = min(window[0], 0.6 * self.length)
-        rows = (s > guess - inner) & (s < guess + window[1])
+        rows = slice(*s.searchsorted((guess - inner, guess + window[1])).tolist())
         s, response = s[rows], response[rows]
         edge = min(int(np.searchsorted(s, guess)), s.size - 1)
         stop = _next_rise(response, edge)
@@ -300,30 +306,50 @@ def measure(image: Image, segments: Sequence[Pixels], model: ShaftModel, *,
                 yield shaft
 
 
-def _align(image: Image, ends: Array, model: ShaftModel) -> tuple[Array, Array]:
+def follow(image: Image, segment: Pixels, model: ShaftModel, *, mask: Image | None = None
+           ) -> Shaft | None:
+    """Measure the shaft that the last image had at a (2, 2) px segment.
+
+    It has hardly moved, so that one look with the wide profile aligns the strip and tells how
+    much of it is shaft. The rest is as in ``measure``.
+    """
+    ends, merit = _align(image, segment[None], model, _PULL[:1])
+    if merit[0] <= 0.0:
+        return None
+    length = float(np.hypot(*(ends[0, 1] - ends[0, 0])))
+    shaft = _Strip.around(image, mask, ends[0], model).shaft(length)
+    return shaft if shaft is not None and shaft.length >= model.minimum_length else None
+
+
+def _align(image: Image, ends: Array, model: ShaftModel, widths: Sequence[float] = _PULL
+           ) -> tuple[Array, Array]:
     """Lay (K, 2, 2) segments along the lines beneath them, all at once.
+
+    Args:
+        image: as in ``measure``.
+        ends: (K, 2, 2) px.
+        model: what a shaft looks like.
+        widths: px, σ of the profile that each pass looks for.
 
     Returns:
         The (K, 2, 2) ends, and (K,) how well each passes for a line: long, straight, alike on
         both sides; zero where there is none.
     """
-    # The wide profile pulls in from three pixels away, the narrow one sees less clutter.
-    for width in (2.6, 1.8):
+    for width in widths:
         template = _gaussian_template(max(width, model.widths[0]))
         axis = ends[:, 1] - ends[:, 0]
-        length = np.linalg.norm(axis, axis=1)[:, None]
-        axis = axis / length
-        normal = np.column_stack([-axis[:, 1], axis[:, 0]])
-        s = np.linspace(-0.5, 0.5, _ROWS) * (1.3 * length + 30.0)
-        steps = (s[:, 1] - s[:, 0])[:, None] * axis
-        starts = ends.mean(axis=1) + s[:, :1] * axis
+        length = np.sqrt(np.square(axis).sum(axis=1))[:, None]
+        axis /= length
+        normal = axis[:, ::-1] * (-1.0, 1.0)
+        centre, reach = 0.5 * (ends[:, 0] + ends[:, 1]), 1.3 * length + 30.0
+        steps, starts = reach / (_ROWS - 1.0) * axis, centre - 0.5 * reach * axis
         strips = [_resample(image, *start, (_ROWS, _NARROW))
                   for start in zip(starts, steps, normal, strict=True)]
         pixels = model.grey(np.concatenate(strips)).reshape(len(strips), _ROWS, -1)
-        fit = _fit_lines(pixels, s, template)
-        ends = (ends.mean(axis=1)[:, None] + fit.span[..., None] * axis[:, None]
+        fit = _fit_lines(pixels, reach, template)
+        ends = (centre[:, None] + fit.span[..., None] * axis[:, None]
                 + fit.offset[..., None] * normal[:, None])
-    long_enough = np.ptp(fit.span, axis=1) >= 0.6 * model.minimum_length
+    long_enough = fit.span[:, 1] - fit.span[:, 0] >= 0.6 * model.minimum_length
     return ends, np.where(long_enough, fit.merit, 0.0)
 
 
@@ -336,38 +362,32 @@ class _Lines:
     merit: Array
 
 
-def _fit_lines(pixels: Image, s: Array, template: _Template) -> _Lines:
-    """Fit a line to each of the (K, S, W) strips with rows at (K, S) px."""
+def _fit_lines(pixels: Image, reach: Array, template: _Template) -> _Lines:
+    """Fit a line to each of the (K, S, W) strips that are (K, 1) px long."""
     amplitude, offset = template.amplitude(pixels), template.offset(pixels)
     quarter = _ROWS // 4
     level = np.maximum(_medians(amplitude[:, quarter:-quarter]), 1e-6)[:, None]
     gain = np.minimum(np.maximum(amplitude / level, -0.5), 1.5) - 0.5
     first, last, _ = maximum_subarrays(gain, _ROWS // 8)
-    row = np.arange(len(s))
-    span = np.column_stack([s[row, first], s[row, last]])
-    inside = ((s >= span[:, :1]) & (s <= span[:, 1:])).astype(float)
+    span = _EVEN[np.stack([first, last], axis=1)]
+    inside = ((span[:, :1] <= _EVEN) & (span[:, 1:] >= _EVEN)).astype(float)
     count = inside.sum(axis=1) + 1.0
     offset = np.minimum(np.maximum(offset / level, -6.0), 6.0)
-    middle = 0.5 * (span[:, :1] + span[:, 1:])
-    centred = s - middle
     weight = inside
     for _ in range(3):
-        intercept, slope = _weighted_line(centred, offset, weight)
-        squared = np.square(offset - intercept - slope * centred)
+        intercept, slope = _weighted_line(offset, weight)
+        squared = np.square(offset - intercept - slope * _EVEN)
         weight = inside / (1.0 + squared)
-    scatter = np.sqrt(_dot(squared, inside) / count)
+    scatter = np.sqrt((squared * inside).sum(axis=1) / count)
     profile = np.matmul(inside[:, None].astype(np.float32), pixels)[:, 0]
     near = int(np.ceil(2.5 * template.width + 1.0))
     step = (profile[:, _NARROW + near:_NARROW + near + 6].sum(axis=1)
             - profile[:, _NARROW - near - 5:_NARROW - near + 1].sum(axis=1)) / 6.0
     asymmetry = step / count / level[:, 0]
-    merit = (span[:, 1] - span[:, 0])**0.5 / ((0.3 + scatter) * (1.0 + 2.0 * asymmetry**2))
-    return _Lines(span, intercept + slope * (span - middle), merit)
-
-
-def _dot(first: Array, second: Array) -> Array:
-    """Return the (K,) scalar products of the rows of two (K, S) arrays."""
-    return np.asarray(np.einsum('ks,ks->k', first, second))
+    pixel_span = reach * span
+    length = pixel_span[:, 1] - pixel_span[:, 0]
+    merit = np.sqrt(length) / ((0.3 + scatter) * (1.0 + 2.0 * asymmetry**2))
+    return _Lines(pixel_span, intercept + slope * span, merit)
 
 
 def _medians(values: Array) -> Array:
@@ -376,14 +396,13 @@ def _medians(values: Array) -> Array:
     return np.asarray(np.partition(values, middle, axis=1)[:, middle])
 
 
-def _weighted_line(s: Array, offset: Array, weight: Array) -> tuple[Array, Array]:
-    """Return (K, 1) intercepts and slopes of K weighted lines."""
-    turned = weight * s
-    total = weight.sum(axis=1) + 1e-9
-    first, second = turned.sum(axis=1) / total, _dot(turned, s)
-    mean, moment = _dot(weight, offset) / total, _dot(turned, offset)
-    slope = (moment - total * first * mean) / (second - total * first * first + 1e-9)
-    return (mean - slope * first)[:, None], slope[:, None]
+def _weighted_line(offset: Array, weight: Array) -> tuple[Array, Array]:
+    """Return (K, 1) intercepts and slopes, over the strip's length, of K weighted lines."""
+    total, first, second = (weight @ _POWERS.T).T
+    mean, moment = ((weight * offset) @ _POWERS[:2].T).T
+    determinant = total * second - first * first + 1e-9
+    slope = (total * moment - first * mean) / determinant
+    return (((mean - slope * first) / (total + 1e-9))[:, None], slope[:, None])
 
 
 def _resample(image: Image, start: Pixels, step: Array, normal: Array, size: tuple[int, int]
@@ -409,7 +428,10 @@ def _resample(image: Image, start: Pixels, step: Array, normal: Array, size: tup
 
 
 def _median(values: Array) -> float:
-    return float(np.partition(values, values.size // 2)[values.size // 2])
+    """Return the upper median of (N,) values."""
+    ordered, middle = values.copy(), values.size // 2
+    ordered.partition(middle)
+    return float(ordered[middle])
 
 
 def _lower_quartile(values: Array) -> float:
@@ -438,18 +460,23 @@ class _Strip:
     def around(cls, image: Image, mask: Image | None, ends: Pixels, model: ShaftModel
                ) -> '_Strip':
         axis = ends[1] - ends[0]
-        length = float(np.linalg.norm(axis))
+        length = float(np.hypot(axis[0], axis[1]))
         reach = np.ceil(0.5 * length + min(30.0 + 0.3 * length, 90.0))
-        return cls(image, mask, model, ends.mean(axis=0), axis / length,
+        return cls(image, mask, model, 0.5 * (ends[0] + ends[1]), axis / length,
                    np.arange(-reach, reach + 1.0))
 
-    def shaft(self) -> Shaft | None:
-        """Measure the shaft of an aligned strip."""
+    def shaft(self, length: float | None = None) -> Shaft | None:
+        """Measure the shaft of a roughly aligned strip.
+
+        Args:
+            length: px about the middle of the strip that are shaft, where that is known.
+        """
         self.sample(_NARROW)
-        if not self.find_run() or self.run_length < 0.6 * self.model.minimum_length:
+        found = self.find_run() if length is None else self._take_run(length)
+        if not found or self.run_length < 0.6 * self.model.minimum_length:
             return None
         self.template = _gaussian_template(_best_width(self))
-        self.fit_line()
+        self._move_onto(self._centre_line())
         self._span_run()
         self.sample(_HALF_WIDTH)
         if not self.find_run() or self.run_length < 0.8 * self.model.minimum_length:
@@ -472,9 +499,12 @@ class _Strip:
     def is_open(self, end: int) -> bool:
         """Tell whether the run reaches an end of the strip because the image ends there."""
         sign = 1.0 if end else -1.0
-        s = self.s[self.run.stop - 1] if end else self.s[self.run.start]
-        beyond = self.origin + (s + sign * (_OPEN + 2.0)) * self.direction
-        return not self._inside(beyond[None])[0]
+        s = float(self.s[self.run.stop - 1] if end else self.s[self.run.start])
+        u, v = (self.origin + (s + sign * (_OPEN + 2.0)) * self.direction).tolist()
+        height, width = self.image.shape
+        if not (1.0 <= u <= width - 2.0 and 1.0 <= v <= height - 2.0):
+            return True
+        return self.mask is not None and not self.mask[round(v), round(u)]
 
     def _expand(self) -> None:
         """Undo the logarithm: echoes add as amplitudes, so there the noise is even."""
@@ -521,9 +551,8 @@ class _Strip:
             return
         tail = np.array(self.model.tail)
         along, across = float(tail @ self.direction), float(tail @ self.normal)
-        profile = self.pixels[self.run].mean(axis=0)
-        middle = profile.size // 2
-        profile = profile[middle - _NARROW:middle + _NARROW + 1]
+        middle = self.pixels.shape[1] // 2
+        profile = self.pixels[self.run, middle - _NARROW:middle + _NARROW + 1].mean(axis=0)
         shift, delay = _fit_tail(profile if across > 0.0 else profile[::-1])
         self.origin = self.origin + np.sign(across) * shift * self.normal
         # Along the beam the echoes are late by delay / |across|; this much lies along the shaft.
@@ -545,32 +574,39 @@ class _Strip:
             (self.s.size, half_width)))
 
     def _trim(self) -> None:
-        kept = np.flatnonzero(self._inside(self.origin + self.s[:, None] * self.direction))
-        if kept.size:
-            self.s = self.s[kept[0]:kept[-1] + 1]
-
-    def _inside(self, points: Pixels) -> NDArray[np.bool_]:
+        """Keep the rows from the first to the last whose centre is inside."""
         height, width = self.image.shape
-        inside = np.all((points >= 1.0) & (points <= np.array([width - 2, height - 2])), axis=1)
-        if self.mask is not None:
-            nearest = np.clip(np.rint(points).astype(int), 0, [width - 1, height - 1])
-            inside &= self.mask[nearest[:, 1], nearest[:, 0]] > 0
-        return np.asarray(inside)
+        low, high = float(self.s[0]), float(self.s[-1])
+        for start, step, size in zip(self.origin.tolist(), self.direction.tolist(),
+                                     (width, height), strict=True):
+            if abs(step) > 1e-9:
+                bounds = sorted(((1.0 - start) / step, (size - 2.0 - start) / step))
+                low, high = max(low, bounds[0]), min(high, bounds[1])
+            elif not 1.0 <= start <= size - 2.0:
+                return
+        first, last = self.s.searchsorted((low, high)).tolist()
+        s = self.s[first:last + (last < self.s.size and self.s[last] <= high)]
+        if s.size and self.mask is not None:
+            nearest = np.rint(self.origin + s[:, None] * self.direction).astype(np.intp)
+            kept = np.flatnonzero(self.mask[nearest[:, 1], nearest[:, 0]])
+            s = s[kept[0]:kept[-1] + 1] if kept.size else s[:0]
+        self.s = s if s.size else self.s
 
     def find_run(self) -> bool:
         """Find the rows on which the shaft is visible; False when there is none."""
         if self.s.size < 20:
             return False
         amplitude = cv2.blur(self.template.amplitude(self.pixels).reshape(-1, 1), (1, 5)).ravel()
-        near = np.abs(self.s) < 0.35 * float(np.ptp(self.s))
-        level = _median(amplitude[near]) if near.any() else 0.0
+        near = 0.35 * float(self.s[-1] - self.s[0])
+        near_rows = amplitude[slice(*self.s.searchsorted((-near, near)).tolist())]
+        level = _median(near_rows) if near_rows.size else 0.0
         for _ in range(2):
             if level <= 0.0:
                 return False
             # Far above the shaft's own level is not the shaft but something it crosses.
             relative = amplitude / level
-            gain = np.minimum(np.clip(relative, -0.5, 1.5) - 0.5,
-                              np.clip(2.2 - relative, -1.0, None))
+            gain = np.minimum(np.maximum(relative, -0.5), 1.5) - 0.5
+            np.minimum(gain, np.maximum(2.2 - relative, -1.0), out=gain)
             starts, stops, _ = maximum_subarrays(gain[None], 30)
             first, last = int(starts[0]), int(stops[0])
             level = _median(amplitude[first:last + 1])
@@ -578,6 +614,13 @@ class _Strip:
         if self.model.hub:
             self._cut_hub()
         return level > 0.0
+
+    def _take_run(self, length: float) -> bool:
+        """Take the rows within a length about the middle; False when nothing bright is there."""
+        self.run = slice(*self.s.searchsorted((-0.5 * length, 0.5 * length)).tolist())
+        amplitude = self.template.amplitude(self.pixels[self.run])
+        self.level = _median(amplitude) if amplitude.size else 0.0
+        return self.level > 0.0
 
     def _cut_hub(self) -> None:
         """Take a hub, much thicker than the shaft, off either end of the run."""
@@ -601,67 +644,76 @@ class _Strip:
             self.run = slice(start, stop)
 
     def fit_line(self) -> None:
-        """Move origin and direction onto the centre line of the run."""
+        """Move origin and direction onto the centre line of the run, and say how surely."""
+        fit = self._centre_line()
+        floor = (_pixel_noise(self.pixels, self.template.half) / self.level) ** 2 / float(
+            self.template.derivative @ self.template.derivative)
+        self.line_covariance, self.sagitta = _line_covariance(fit, floor), _sagitta(fit)
+        self._move_onto(fit)
+
+    def _centre_line(self) -> '_Fit':
+        """Return the centre line of the run, about its middle."""
         s, template = self.s[self.run], self.template
-        middle = np.rint(s.mean())
         pixels = self.pixels[self.run]
         # An uneven shaft whose profile is not symmetric would seem turned, were all its rows
         # divided by one level.
         local = cv2.blur(template.amplitude(pixels).reshape(-1, 1), (1, 25)).ravel()
         offset = template.offset(pixels) / np.maximum(local, 0.4 * self.level)
-        offset = np.clip(offset, -6.0, 6.0)
-        fit = _robust_line(s - middle, offset)
-        floor = (_pixel_noise(self.pixels, template.half) / self.level) ** 2 / float(
-            template.derivative @ template.derivative)
-        self.line_covariance, self.sagitta = _line_covariance(fit, floor), _sagitta(fit)
-        centre = self.origin + middle * self.direction + fit.intercept * self.normal
-        direction = self.direction + fit.slope * self.normal
-        self.s = self.s - middle
-        self.direction = direction / np.linalg.norm(direction)
-        self.origin = centre
+        offset = np.minimum(np.maximum(offset, -6.0), 6.0)
+        middle = float(np.rint(0.5 * (s[0] + s[-1])))
+        return _robust_line(s - middle, offset, middle)
+
+    def _move_onto(self, fit: '_Fit') -> None:
+        normal = self.normal
+        self.origin = self.origin + fit.middle * self.direction + fit.intercept * normal
+        direction = self.direction + fit.slope * normal
+        self.direction = direction / (1.0 + fit.slope * fit.slope)**0.5
+        self.s = self.s - fit.middle
 
 
 @dataclass(frozen=True)
 class _Fit:
-    """A line ``intercept + slope s``: (N,) s, weights and residuals, and the moments of s."""
+    """A line ``intercept + slope s``: (N,) s, weights and residuals, and what s is measured from.
+
+    The moments are the sums of the weights, of weighted s, and of weighted s².
+    """
 
     s: Array
     weight: Array
     residual: Array
     intercept: float
     slope: float
-    moments: Array
+    moments: tuple[float, float, float]
+    middle: float
 
 
-def _robust_line(s: Array, offset: Array) -> _Fit:
-    """Fit offset = intercept + slope s with Tukey's weights."""
-    weight = np.ones_like(s)
-    powers = np.vstack([weight, s, s * s])
+def _robust_line(s: Array, offset: Array, middle: float) -> _Fit:
+    """Fit offset = intercept + slope s with Tukey's weights; s is measured from ``middle``."""
+    powers = np.stack([np.ones_like(s), s, s * s, offset, s * offset])
     intercept, slope = _median(offset), 0.0
-    moments = np.zeros((2, 2))
     for _ in range(4):
-        residual = offset - intercept - slope * s
+        residual = offset - (intercept + slope * s)
         scale = 4.685 * max(1.4826 * _median(np.abs(residual)), 0.15)
-        weight = np.square(np.maximum(1.0 - np.square(residual / scale), 1e-3))
-        total, first, second = (powers @ weight).tolist()
-        target, turned = (powers[:2] @ (weight * offset)).tolist()
-        moments = np.array([[total, first], [first, second]])
+        residual *= 1.0 / scale
+        weight = np.square(np.maximum(1.0 - np.square(residual), 1e-3))
+        total, first, second, target, turned = (powers @ weight).tolist()
         determinant = total * second - first * first
         intercept = (second * target - first * turned) / determinant
         slope = (total * turned - first * target) / determinant
-    return _Fit(s, weight, offset - intercept - slope * s, intercept, slope, moments)
+    return _Fit(s, weight, offset - (intercept + slope * s), intercept, slope,
+                (total, first, second), middle)
 
 
 def _line_covariance(fit: _Fit, floor: float) -> Array:
     """Sandwich covariance of the line, residuals correlated along the shaft."""
-    weighted = np.vstack([fit.weight, fit.weight * fit.s])
-    bread = np.linalg.inv(fit.moments)
-    total = float(fit.weight.sum())
+    total, first, second = fit.moments
+    bread = np.array([[second, -first], [-first, total]]) / (total * second - first * first)
+    weighted = np.stack([fit.weight, fit.weight * fit.s])
     freedom = max(total - 2.0, 1.0) / total
     variance = float(np.square(fit.residual) @ fit.weight) / total / freedom
     correlation = _autocorrelation(fit.residual * np.sqrt(fit.weight))
-    meat = weighted @ np.column_stack([_correlate(row, correlation) for row in weighted])
-    return np.asarray(bread @ meat @ bread * max(variance, floor) + np.diag([1e-6, 1e-10]))
+    meat = weighted @ np.stack([_correlate(row, correlation) for row in weighted]).T
+    return np.asarray(bread @ meat @ bread * max(variance, floor) + _LEAST_LINE_VARIANCE)
 
 
 def _autocorrelation(residual: Array) -> Array:
@@ -670,8 +722,12 @@ def _autocorrelation(residual: Array) -> Array:
     lags = int(min(_LAGS, max(centred.size // 5, 1)))
     raw = np.correlate(np.concatenate([centred, np.zeros(lags - 1)]), centred, 'valid')
     # A fitted line takes correlation away from a short series; the taper does so from all.
-    return np.maximum(raw, 0.0) / (float(raw[0]) + 1e-12) * np.sqrt(
-        1.0 - np.arange(lags) / (lags + 1.0))
+    return np.asarray(np.maximum(raw, 0.0) * (_taper_of(lags) / (float(raw[0]) + 1e-12)))
+
+
+@cache
+def _taper_of(lags: int) -> Array:
+    return np.asarray(np.sqrt(1.0 - np.arange(lags) / (lags + 1.0)))
 
 
 def _correlate(values: Array, correlation: Array) -> Array:
@@ -684,19 +740,20 @@ def _correlate(values: Array, correlation: Array) -> Array:
 def _sagitta(fit: _Fit) -> float:
     """Return the bow of the residuals in px, less twice its own deviation."""
     half = max(float(fit.s[-1] - fit.s[0]) / 2.0, 1.0)
-    total = float(fit.weight.sum())
-    bow = np.square(fit.s / half)
-    bow -= float(fit.weight @ bow) / total
+    total, _, second = fit.moments
+    bow = np.square(fit.s) / half**2 - second / half**2 / total
     weighted = fit.weight * bow
     power = float(weighted @ bow)
     rise = float(weighted @ fit.residual) / power
     inflation = 1.0 + 2.0 * float(_autocorrelation(fit.residual)[1:].sum())
     variance = float(np.square(fit.residual) @ fit.weight) / total
-    return max(abs(rise) - 2.0 * float(np.sqrt(variance * inflation / power)), 0.0)
+    return max(abs(rise) - 2.0 * math.sqrt(variance * inflation / power), 0.0)
 
 
 def _pixel_noise(pixels: Image, half: int) -> float:
     """Deviation of the image noise beside the shaft, from differences between columns."""
+    # A fourth of the rows tells it as well as all of them.
+    pixels = pixels[::4]
     flank = np.concatenate([pixels[:, :-2 * half - 1], pixels[:, 2 * half + 1:]], axis=1)
     flank = flank if flank.shape[1] > 3 else pixels
     steps = flank[:, 1:] - flank[:, :-1]
@@ -757,26 +814,24 @@ def _profile_bank(limits: tuple[float, float], half: int) -> tuple[Array, Image]
 
 def _describe(strip: _Strip, response: Array) -> Shaft:
     """Measure ends and character of a strip that is aligned with its shaft."""
-    template = strip.template
-    amplitude = template.amplitude(strip.pixels)
-    edges = strip.s[[strip.run.start, strip.run.stop - 1]]
-    rows = (strip.s >= edges[0] + 2.0) & (strip.s <= edges[1] - 2.0)
-    if np.count_nonzero(rows) < 10:
-        rows = np.zeros(strip.s.size, dtype=bool)
-        rows[strip.run] = True
-    profile = strip.pixels[rows].mean(axis=0)
-    inner = amplitude[rows]
+    run, template = strip.run, strip.template
+    edges = strip.s[[run.start, run.stop - 1]]
+    rows = slice(run.start + 2, run.stop - 2) if strip.run_length >= 14 else run
+    pixels = strip.pixels[rows]
+    profile = pixels.sum(axis=0) / len(pixels)
+    inner = template.amplitude(pixels)
     level = float(inner.mean())
+    blocks = _blocks(inner)
     sides, far_sides = _sides(profile, template.width)
     asymmetry = abs(float(sides[1] - sides[0])) / max(level, 1e-6)
     return Shaft(
         strip.origin, strip.direction, edges, strip.s, response,
         strip.model.systematic, strip.model.windows, strip.trail, strip.line_covariance,
-        level, template.width,
-        _significance(profile, template, level), _coverage(inner, level),
-        _unevenness(inner, level), asymmetry, strip.sagitta, _taper(strip.pixels[rows]),
+        level, template.width, _significance(profile, template, level),
+        float(np.count_nonzero(blocks > 0.4 * level)) / max(blocks.size, 1),
+        _unevenness(inner, blocks, level), asymmetry, strip.sagitta, _taper(pixels),
         _continuations(strip, edges, level), np.array([strip.is_open(end) for end in (0, 1)]),
-        np.array([_bulk(strip, edges, end) if strip.model.hub else 0.0 for end in (0, 1)]),
+        np.array([_bulk(strip, end) if strip.model.hub else 0.0 for end in (0, 1)]),
         sides, far_sides)
 
 
@@ -794,18 +849,17 @@ def fit_edge(s: Array, response: Array, guess: float) -> tuple[float, float]:
         The edge in px and its variance in px², from the residuals and their correlation.
     """
     edge, blur = _scan_edge(s, response, guess)
-    design, residual = _linearised_edge(s, response, edge, blur)
+    fit = _EdgeFit(s, response, edge, blur)
     for _ in range(4):
-        change = _least_squares(design, residual).tolist()
-        edge += min(max(change[0], -2.0), 2.0)
-        blur = min(max(blur + min(max(change[1], -0.5), 0.5), 0.7), 5.0)
-        if abs(change[0]) < _SETTLED:
+        shift, growth = fit.change()
+        edge += min(max(shift, -2.0), 2.0)
+        blur = min(max(blur + min(max(growth, -0.5), 0.5), 0.7), 5.0)
+        if abs(shift) < _SETTLED:
             break
-        design, residual = _linearised_edge(s, response, edge, blur)
-    # How each response moves the edge.
-    influence = np.linalg.pinv(design @ design.T)[0] @ design
+        fit = _EdgeFit(s, response, edge, blur)
+    residual, influence = fit.residual(), fit.influence()
     spread = float(influence @ _correlate(influence, _autocorrelation(residual)))
-    variance = float(residual @ residual) / max(s.size - len(design), 1)
+    variance = float(residual @ residual) / max(s.size - 4, 1)
     return edge, spread * variance
 
 
@@ -824,13 +878,18 @@ def _next_rise(response: Array, edge: int) -> int | None:
 
 def _scan_edge(s: Array, response: Array, guess: float) -> tuple[float, float]:
     """Return edge and blur on a coarse grid: the shape that explains most of the response."""
-    z = ((guess - s) + _SCAN_EDGES[:, None]) / _SCAN_BLURS[:, None]
-    shapes = _normal(z)
-    total = shapes.sum(axis=1)
-    projection = np.maximum(shapes @ (response - response.mean()), 0.0)
-    power = np.einsum('ks,ks->k', shapes, shapes) - total * total / s.size
-    best = int(np.argmax(projection * projection / (power + 1e-9)))
-    return guess + float(_SCAN_EDGES[best]), float(_SCAN_BLURS[best])
+    nearest = min(max(round(guess - float(s[0])), 0), s.size - 1)
+    shapes, power = _edge_shapes(s.size, nearest)
+    projection = np.maximum(shapes @ (response - response.sum() / s.size), 0.0)
+    best = int(np.argmax(projection * projection / power))
+    return float(s[nearest]) + float(_SCAN_EDGES[best]), float(_SCAN_BLURS[best])
+
+
+@lru_cache(maxsize=64)
+def _edge_shapes(size: int, nearest: int) -> tuple[Array, Array]:
+    """Return (63, size) edges about a sample, and (63,) their power about their mean."""
+    shapes = _normal((nearest - np.arange(size) + _SCAN_EDGES[:, None]) / _SCAN_BLURS[:, None])
+    return shapes, size * shapes.var(axis=1) + 1e-9
 
 
 def _normal(z: Array) -> Array:
@@ -838,36 +897,67 @@ def _normal(z: Array) -> Array:
     return np.asarray(0.5 + 0.5 * np.tanh(0.7979 * z * (1.0 + 0.044715 * z * z)))
 
 
-def _least_squares(design: Array, values: Array) -> Array:
-    """Return the (M,) coefficients of an (M, N) design that fit (N,) values best."""
-    normal = design @ design.T
-    diagonal = normal.reshape(-1)[::len(normal) + 1]
-    diagonal += 1e-9 * diagonal.sum() + 1e-12
-    return np.asarray(np.linalg.solve(normal, design @ values))
+class _EdgeFit:
+    """A response near ``low + (high - low) Φ((edge - s) / blur)``, to first order.
 
+    High and low are what fits best, so the response less the edge is orthogonal to a change of
+    either. All scalar products come from one multiplication.
+    """
 
-def _levels(step: Array, rest: Array, response: Array) -> tuple[float, float]:
-    """Return high and low of ``high step + low rest``, the least-squares fit to a response."""
-    power, both, other = float(step @ step), float(step @ rest), float(rest @ rest)
-    first, second = float(step @ response), float(rest @ response)
-    determinant = power * other - both * both + 1e-12
-    return ((other * first - both * second) / determinant,
-            (power * second - both * first) / determinant)
+    def __init__(self, s: Array, response: Array, edge: float, blur: float) -> None:
+        z = (edge - s) / blur
+        rows = self._rows = np.empty((5, s.size))
+        slope, stretch, step, rest, rows[4] = rows[0], rows[1], rows[2], rows[3], response
+        step[:] = _normal(z)
+        np.subtract(1.0, step, out=rest)
+        np.exp(-0.5 * z * z, out=slope)
+        np.multiply(slope, -z, out=stretch)
+        self._products = gram = (rows @ rows.T).tolist()
+        power, both, other = gram[2][2], gram[2][3], gram[3][3]
+        determinant = power * other - both * both + 1e-12
+        # The inverse of what high and low have in common, and both themselves.
+        self._levels = other / determinant, -both / determinant, power / determinant
+        self._high, self._low = self._parts(4)
+        self._height = (self._high - self._low) / (blur * _ROOT_TWO_PI)
 
+    def _parts(self, row: int) -> tuple[float, float]:
+        """Return how much of step and rest explains a row best."""
+        first, both, second = self._levels
+        a, b = self._products[row][2:4]
+        return first * a + both * b, both * a + second * b
 
-def _linearised_edge(s: Array, response: Array, edge: float, blur: float
-                     ) -> tuple[Array, Array]:
-    """Return the (4, N) derivative by edge, blur, high and low, and the (N,) residual."""
-    z = (edge - s) / blur
-    design = np.empty((4, s.size))
-    slope, stretch, step, rest = design
-    step[:] = _normal(z)
-    np.subtract(1.0, step, out=rest)
-    high, low = _levels(step, rest, response)
-    np.exp(-0.5 * z * z, out=slope)
-    slope *= (high - low) / (blur * _ROOT_TWO_PI)
-    np.multiply(slope, -z, out=stretch)
-    return design, response - high * step - low * rest
+    def _reduced(self, first: int, second: int) -> float:
+        """Return the product of two rows, less what step and rest explain of it."""
+        step, rest = self._parts(first)
+        products = self._products
+        return float(products[first][second]
+                     - step * products[second][2] - rest * products[second][3])
+
+    def _inverse(self) -> tuple[float, float, float]:
+        """Return the inverse of the products of the derivatives by edge and by blur."""
+        scale = self._height * self._height
+        a, b, d = (scale * self._reduced(*rows) for rows in ((0, 0), (0, 1), (1, 1)))
+        firmness = 1e-9 * (a + d) + 1e-12
+        a, d = a + firmness, d + firmness
+        determinant = a * d - b * b
+        return d / determinant, -b / determinant, a / determinant
+
+    def change(self) -> tuple[float, float]:
+        """Return by how much edge and blur miss the least-squares fit."""
+        a, b, d = self._inverse()
+        slope, stretch = (self._height * self._reduced(row, 4) for row in (0, 1))
+        return a * slope + b * stretch, b * slope + d * stretch
+
+    def residual(self) -> Array:
+        """Return the (N,) response less the edge."""
+        return np.asarray(self._rows[4] - self._high * self._rows[2] - self._low * self._rows[3])
+
+    def influence(self) -> Array:
+        """Return (N,), how each response moves the edge."""
+        a, b, _ = self._inverse()
+        slope, stretch = self._parts(0), self._parts(1)
+        weights = [a, b, -a * slope[0] - b * stretch[0], -a * slope[1] - b * stretch[1]]
+        return np.asarray(self._height * (np.array(weights) @ self._rows[:4]))
 
 
 def _significance(profile: Array, template: _Template, level: float) -> float:
@@ -875,29 +965,38 @@ def _significance(profile: Array, template: _Template, level: float) -> float:
 
     The shaft itself is taken out first: its side lobes are no clutter.
     """
-    x = np.arange(profile.size) - profile.size // 2
-    rest = profile - level * np.exp(-0.5 * (x / template.width) ** 2)
-    response = np.correlate(rest, template.profile, 'valid') / float(
-        template.profile @ template.profile)
-    aside = response[np.abs(np.arange(response.size) - response.size // 2)
-                     > 2.0 * template.width + 2.0]
-    return level / (float(np.sqrt(np.mean(aside**2))) + 1e-6) if aside.size else 0.0
+    bell, filters = _aside(template.width, template.half, profile.size)
+    response = filters @ (profile - level * bell)
+    return level / (float(response @ response) / len(filters))**0.5 if len(filters) else 0.0
+
+
+@lru_cache(maxsize=64)
+def _aside(width: float, half: int, columns: int) -> tuple[Array, Array]:
+    """Return (W,) the shaft's profile, and (M, W) what gives the amplitudes of lines beside it."""
+    template, middle = _gaussian_template(width, half), columns // 2
+    bell = np.exp(-0.5 * ((np.arange(columns) - middle) / width) ** 2)
+    places = [place for place in range(half, columns - half)
+              if abs(place - middle) > 2.0 * width + 2.0]
+    filters = np.zeros((len(places), columns))
+    for row, place in zip(filters, places, strict=True):
+        row[place - half:place + half + 1] = template.profile / float(
+            template.profile @ template.profile)
+    return bell, filters
 
 
 def _blocks(inner: Array, size: int = 9) -> Array:
+    """Return the means of blocks of an amplitude."""
     count = inner.size // size
-    return np.asarray(inner[:count * size].reshape(count, size).mean(axis=1))
+    return np.asarray(inner[:count * size].reshape(count, size).sum(axis=1) / size)
 
 
-def _coverage(inner: Array, level: float) -> float:
-    return float(np.mean(_blocks(inner) > 0.4 * level)) if inner.size >= 9 else 0.0
-
-
-def _unevenness(inner: Array, level: float) -> float:
+def _unevenness(inner: Array, blocks: Array, level: float) -> float:
     """Return the coefficient of variation of the amplitude, noise from rows 2 apart removed."""
-    blocks = _blocks(inner)
-    noise = float(np.mean((inner[3:] - inner[:-3]) ** 2)) / 2.0 / 3.0
-    return float(np.sqrt(max(float(np.var(blocks)) - noise, 0.0))) / max(level, 1e-6)
+    steps = inner[3:] - inner[:-3]
+    noise = float(steps @ steps) / steps.size / 2.0 / 3.0
+    mean = float(blocks.sum()) / blocks.size
+    variance = float(blocks @ blocks) / blocks.size - mean * mean
+    return math.sqrt(max(variance - noise, 0.0)) / max(level, 1e-6)
 
 
 def _sides(profile: Array, width: float) -> tuple[Array, Array]:
@@ -931,17 +1030,17 @@ def _continuations(strip: _Strip, edges: Array, level: float) -> Array:
     curved catheter that turns away is followed, too.
     """
     fan = _fan(strip.model.turn)
-    axes = np.vstack([strip.direction, strip.normal])
-    rays = np.vstack([fan.rays * (-1.0, 1.0), fan.rays]) @ axes
-    centres = np.repeat(strip.origin + edges[:, None] * strip.direction, len(fan.rays), axis=0)
-    grid = centres + _FAN_RADII[:, None, None] * rays
+    axes = np.stack([strip.direction, strip.normal]).astype(np.float32)
+    ends = strip.origin + edges[:, None] * strip.direction
+    grid = fan.offsets @ axes + ends.astype(np.float32)[:, None]
     pixels = strip.model.grey(cv2.remap(
-        strip.image, grid.astype(np.float32), None, cv2.INTER_LINEAR,
+        strip.image, grid.reshape(len(grid), -1, 2), None, cv2.INTER_LINEAR,
         borderMode=cv2.BORDER_REPLICATE))
-    arcs = pixels.reshape(-1, 3, 2, len(fan.rays)).mean(axis=1)
+    arcs = pixels.reshape(-1, 3, 2, len(fan.ahead)).sum(axis=1)
     filters = _arc_filters(strip.model.turn, strip.template.width)
-    responses = np.clip(arcs @ filters / np.float32(level), -0.5, 1.5)
-    best = np.where(fan.ahead, np.float32(0.0), np.float32(-9.0))[None].repeat(2, axis=0)
+    responses = arcs @ filters * np.float32(1.0 / 3.0 / level)
+    np.minimum(np.maximum(responses, -0.5, out=responses), 1.5, out=responses)
+    best = fan.ahead[None].repeat(2, axis=0)
     for response, reach in zip(responses, fan.reaches, strict=True):
         best = cv2.dilate(best, reach) + response
     beyond = np.array([edges[0] - strip.s[0], strip.s[-1] - edges[1]])
@@ -953,13 +1052,13 @@ class _Fan:
     """Directions in which a line may go on beyond an end.
 
     Attributes:
-        rays: (F, 2) unit vectors in (direction, normal) of the shaft.
-        ahead: (F,) whether a path may begin there.
+        offsets: (R, 2, F, 2) float32 px along the shaft and across, from either end.
+        ahead: (F,) float32, 0 where a path may begin, far below elsewhere.
         reaches: for each arc, the (1, N) kernel of how far aside it may lead on.
     """
 
-    rays: Array
-    ahead: NDArray[np.bool_]
+    offsets: Image
+    ahead: Image
     reaches: list[Image]
 
 
@@ -968,13 +1067,16 @@ def _fan(turn: float) -> _Fan:
     angles = np.arange(-turn, turn + 1e-6, _FAN_STEP)
     reaches = [np.ones((1, 2 * int(np.ceil(4.0 / (radius * _FAN_STEP))) + 1), np.uint8)
                for radius in _FAN_RADII[1::3]]
-    return _Fan(np.column_stack([np.cos(angles), np.sin(angles)]), np.abs(angles) < 0.7, reaches)
+    rays = np.column_stack([np.cos(angles), np.sin(angles)])
+    offsets = _FAN_RADII[:, None, None, None] * np.stack([rays * (-1.0, 1.0), rays])
+    return _Fan(offsets.astype(np.float32),
+                np.where(np.abs(angles) < 0.7, 0.0, -9.0).astype(np.float32), reaches)
 
 
 @lru_cache(maxsize=64)
 def _arc_filters(turn: float, width: float) -> Image:
     """Return (A, F, F) float32 that take the grey levels of an arc to the profile's amplitude."""
-    count = len(_fan(turn).rays)
+    count = len(_fan(turn).ahead)
     filters = np.zeros((_FAN_RADII[1::3].size, count, count))
     for matrix, radius in zip(filters, _FAN_RADII[1::3], strict=True):
         half = int(np.ceil((3.0 * width + 2.5) / (radius * _FAN_STEP)))
@@ -987,17 +1089,19 @@ def _arc_filters(turn: float, width: float) -> Image:
     return filters.astype(np.float32)
 
 
-def _bulk(strip: _Strip, edges: Array, end: int) -> float:
+def _bulk(strip: _Strip, end: int) -> float:
     """Return the grey level integrated across, just beyond an end, relative to the shaft's."""
-    beyond = strip.s - edges[1] if end else edges[0] - strip.s
-    outside = (beyond > 1.0) & (beyond < 25.0)
-    inside = (beyond < -8.0) & (beyond > -60.0)
-    if np.count_nonzero(outside) < 5 or np.count_nonzero(inside) < 5:
+    first, last = strip.run.start, strip.run.stop - 1
+    outside = (strip.pixels[last + 2:last + 25] if end else
+               strip.pixels[max(first - 24, 0):max(first - 1, 0)])
+    inside = (strip.pixels[max(last - 59, 0):max(last - 8, 0)] if end else
+              strip.pixels[first + 9:first + 60])
+    if len(outside) < 5 or len(inside) < 5:
         return 0.0
     ratios = []
     for half, far in ((10, 15), (21, 29)):
-        shaft = _median(_row_bulk(strip.pixels[inside], half, far).ravel())
-        hub = _median(_row_bulk(strip.pixels[outside], half, far).ravel())
+        shaft = _median(_row_bulk(inside, half, far).ravel())
+        hub = _median(_row_bulk(outside, half, far).ravel())
         ratios.append(hub / max(shaft, 2.0 * strip.level))
     return max(ratios)
 
@@ -1016,7 +1120,7 @@ def _bulk_filter(columns: int, half: int, far: int) -> Image:
 
 def gate(value: float, limit: float, softness: float) -> float:
     """Return a probability that falls from 1 to 0 as value passes limit (logistic)."""
-    return float(1.0 / (1.0 + np.exp(np.clip((value - limit) / softness, -50.0, 50.0))))
+    return 1.0 / (1.0 + math.exp(min(max((value - limit) / softness, -50.0), 50.0)))
 
 
 def most_probable(needles: Iterable[PixelNeedle], minimum: float) -> PixelNeedle | None:

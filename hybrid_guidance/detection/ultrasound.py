@@ -1,5 +1,6 @@
 """The needle in an ultrasound slice: a thin, straight, oblique echo with tissue below it."""
 
+import math
 from dataclasses import dataclass
 
 import cv2
@@ -10,6 +11,7 @@ from hybrid_guidance.detection.line import (
     PixelNeedle,
     Shaft,
     ShaftModel,
+    follow,
     gate,
     measure,
     most_probable,
@@ -64,19 +66,18 @@ class UltrasoundNeedleDetector:
 
     def __call__(self, frame: Frame) -> PixelNeedle | None:
         """Return the most probable needle of a frame of (H, W) uint8, or None."""
-        pixels = frame.pixels
-        small = cv2.resize(pixels, (pixels.shape[1] // 2, pixels.shape[0] // 2),
-                           interpolation=cv2.INTER_AREA)
         return self._track(geometry(frame),
-                           lambda segment: self._measure(pixels, small, [segment]),
-                           lambda: self._find(pixels, small))
+                           lambda segment: self._follow(frame.pixels, segment),
+                           lambda: self._find(frame.pixels))
 
     def forget(self) -> None:
         """Search the next image as if it were the first."""
         self._track.forget()
 
-    def _find(self, pixels: Image, small: Image) -> PixelNeedle | None:
+    def _find(self, pixels: Image) -> PixelNeedle | None:
         """Search the whole image; its sector is determined afresh."""
+        small = cv2.resize(pixels, (pixels.shape[1] // 2, pixels.shape[0] // 2),
+                           interpolation=cv2.INTER_AREA)
         mask = sector_mask(small)
         if self._sector is None or not self._sector.fits(mask, pixels.shape):
             self._sector = Sector.of(mask, pixels.shape)
@@ -99,6 +100,14 @@ class UltrasoundNeedleDetector:
                          mask=sector.full_mask, accept=oblique)
         needles = (_needle(shaft, beams, self._angles) for shaft in shafts)
         return most_probable(needles, self._minimum_probability)
+
+    def _follow(self, pixels: Image, segment: Pixels) -> PixelNeedle | None:
+        """Return the needle that the last image had at a (2, 2) px segment."""
+        sector = self._sector
+        if sector is None:
+            return None
+        shaft = follow(sector.fill_inside(pixels), segment, self._model, mask=sector.full_mask)
+        return None if shaft is None else _needle(shaft, sector.beams, self._angles)
 
 
 @dataclass(frozen=True)
@@ -135,7 +144,8 @@ class Beams:
         """
         beam = np.array([0.0, 1.0]) if self.apex is None else points - self.apex
         cross = np.abs(axes[..., 0] * beam[..., 1] - axes[..., 1] * beam[..., 0])
-        narrow = np.asarray(np.arctan2(cross, np.abs(np.sum(axes * beam, axis=-1))))
+        along = np.abs(axes[..., 0] * beam[..., 0] + axes[..., 1] * beam[..., 1])
+        narrow = np.asarray(np.arctan2(cross, along))
         vertical = np.arctan2(np.abs(axes[..., 0]), np.abs(axes[..., 1]))
         return narrow, np.maximum(narrow, vertical)
 
@@ -191,6 +201,13 @@ class Sector:
         """Return ``full`` with (H, W) uint8 inside, and the mean of the inside nearby."""
         cv2.resize(self.fill(small), pixels.shape[::-1], dst=self.full,
                    interpolation=cv2.INTER_LINEAR)
+        return self.fill_inside(pixels)
+
+    def fill_inside(self, pixels: Image) -> Image:
+        """Return ``full`` with (H, W) uint8 inside; outside stays what it was.
+
+        The last image's surroundings hide the sector's edge as well as this one's would.
+        """
         np.copyto(self.full, pixels, where=self.full_mask.view(np.bool_))
         return self.full
 
@@ -266,7 +283,7 @@ def _probability(shaft: Shaft, tip_end: int) -> float:
         # A shaft that comes up out of sight ends there; fascia goes on, curved, or is short.
         odds += [gate(float(shaft.continuation.max()), 0.38, 0.04),
                  gate(-shaft.length, -90.0, 4.0)]
-    return float(np.prod(odds))
+    return math.prod(odds)
 
 
 def _shadow(shaft: Shaft) -> float:

@@ -1,5 +1,7 @@
 """The needle in an X-ray image: a straight, thin, evenly dark shaft with two like sides."""
 
+import math
+
 import cv2
 import numpy as np
 
@@ -7,6 +9,7 @@ from hybrid_guidance.detection.line import (
     PixelNeedle,
     Shaft,
     ShaftModel,
+    follow,
     gate,
     measure,
     most_probable,
@@ -54,19 +57,22 @@ class XrayNeedleDetector:
         # OpenCV interpolates between 8-bit levels only to whole ones.
         exact = pixels if pixels.dtype == np.uint16 else pixels.astype(np.float32)
         return self._track(
-            geometry(frame), lambda segment: self._measure(exact, [segment], 1),
+            geometry(frame), lambda segment: self._follow(exact, segment),
             lambda: self._measure(exact, [2.0 * segment.ends + 0.5
-                                          for segment in self._candidates(pixels)], 3))
+                                          for segment in self._candidates(pixels)]))
 
     def forget(self) -> None:
         """Search the next image as if it were the first."""
         self._track.forget()
 
-    def _measure(self, image: Image, segments: list[Pixels], count: int) -> PixelNeedle | None:
-        size = np.array(image.shape[::-1])
-        needles = (_needle(shaft, size)
-                   for shaft in measure(image, segments, self._model, count=count))
+    def _measure(self, image: Image, segments: list[Pixels]) -> PixelNeedle | None:
+        needles = (_needle(shaft, image.shape)
+                   for shaft in measure(image, segments, self._model, count=3))
         return most_probable(needles, self._minimum_probability)
+
+    def _follow(self, image: Image, segment: Pixels) -> PixelNeedle | None:
+        shaft = follow(image, segment, self._model)
+        return None if shaft is None else _needle(shaft, image.shape)
 
     def _candidates(self, pixels: Image) -> list[Segment]:
         height, width = pixels.shape
@@ -90,8 +96,8 @@ def _attenuation(counts: Image, values: Image | None = None) -> Image:
     return np.asarray(cv2.multiply(values, -1.0, dst=values))
 
 
-def _needle(shaft: Shaft, size: Array) -> PixelNeedle:
-    tip_end = _tip_end(shaft, size)
+def _needle(shaft: Shaft, shape: tuple[int, ...]) -> PixelNeedle:
+    tip_end = _tip_end(shaft, np.array(shape[::-1]))
     return shaft.needle(tip_end, _probability(shaft, tip_end))
 
 
@@ -118,7 +124,7 @@ def _probability(shaft: Shaft, tip_end: int) -> float:
         0.2 if shaft.open_end[tip_end] else 1.0,
         _hub_probability(shaft, 1 - tip_end),
     ]
-    return float(np.prod(odds))
+    return math.prod(odds)
 
 
 def _hub_probability(shaft: Shaft, end: int) -> float:

@@ -3,17 +3,15 @@
 import numpy as np
 
 from hybrid_guidance.detection.line import PixelNeedle
-from hybrid_guidance.geometry import rigid
 from hybrid_guidance.geometry.needle import NeedleEstimate
 from hybrid_guidance.geometry.projection import Projection
+from hybrid_guidance.geometry.rigid import cross, pose_along, skew
 from hybrid_guidance.geometry.types import Array, Points
 
 MINIMUM_RAY_DEVIATION = 0.5
 """Metres: a perspective image says nothing of the depth along its ray."""
 
 _FWHM_PER_SIGMA = 2.3548
-_PIXEL_STEP = 0.25
-_ANGLE_STEP = 1e-3
 
 
 def lift(needle: PixelNeedle, projection: Projection, *, depth: float = 0.0,
@@ -44,14 +42,13 @@ def lift(needle: PixelNeedle, projection: Projection, *, depth: float = 0.0,
     """
     _check(projection, depth, slice_thickness)
     z = depth if projection.is_perspective else 0.0
-    tip, direction = _pose(needle, projection, z, np.zeros(3))
-    jacobian = _jacobian(needle, projection, z)
+    tip, direction, jacobian = _pose(needle, projection, z)
     covariance = jacobian @ needle.covariance @ jacobian.T
     ray = projection.ray(needle.tip)
-    normal = np.cross(ray, direction)
+    normal = cross(ray, direction)
     covariance += _blind(_blind_deviations(needle, projection, depth_deviation, slice_thickness),
                          ray, normal, direction)
-    return NeedleEstimate(rigid.pose_along(tip, direction), 0.5 * (covariance + covariance.T),
+    return NeedleEstimate(pose_along(tip, direction), 0.5 * (covariance + covariance.T),
                           needle.probability)
 
 
@@ -65,29 +62,37 @@ def _check(projection: Projection, depth: float, slice_thickness: float) -> None
         raise ValueError(f'a slice needs a thickness above zero, got {slice_thickness} m')
 
 
-def _pose(needle: PixelNeedle, projection: Projection, z: float, offset: Array
-          ) -> tuple[Points, Array]:
-    """Return tip and direction for an offset (along px, across px, angle rad) of the needle."""
-    pixel = needle.tip + offset[0] * needle.direction + offset[1] * needle.normal
-    axis = np.cos(offset[2]) * needle.direction + np.sin(offset[2]) * needle.normal
-    behind = projection.back_project(pixel - needle.length * axis, z or 0.0)
-    tip = projection.back_project(pixel, z)
-    ray = projection.ray(pixel)
-    across = (tip - behind) - float((tip - behind) @ ray) * ray
-    return tip, across / np.linalg.norm(across)
+def _pose(needle: PixelNeedle, projection: Projection, z: float) -> tuple[Points, Array, Array]:
+    """Return tip, direction, and their (6, 3) derivative by (along px, across px, angle rad).
+
+    Back-projection to one depth is linear in the pixel; so is the ray before it is given unit
+    length. The last three rows are the smallest rotation that turns the direction: roll is left
+    to the blind part.
+    """
+    to_metres = projection.metres_per_pixel(z)
+    # Each column: how the pixel of the tip, and how the unit axis in the image, change.
+    pixel = np.array([needle.direction, needle.normal, (0.0, 0.0)]).T
+    axis = np.array([(0.0, 0.0), (0.0, 0.0), needle.normal]).T
+    tip, ray = projection.back_project(needle.tip, z), projection.ray(needle.tip)
+    shaft, shaft_change = to_metres @ needle.direction, to_metres @ axis
+    shaft_on_ray = float(ray @ shaft)
+    across = shaft - shaft_on_ray * ray
+    across_change = shaft_change - np.outer(ray, ray @ shaft_change)
+    if projection.is_perspective:
+        ray_change = _unit_change(projection.metres_per_pixel(1.0) @ pixel, ray,
+                                  1.0 / float(ray[2]))
+        across_change -= np.outer(ray, shaft @ ray_change) + shaft_on_ray * ray_change
+    length = float(np.linalg.norm(across))
+    direction = across / length
+    jacobian = np.empty((6, 3))
+    jacobian[:3] = to_metres @ pixel
+    jacobian[3:] = skew(direction) @ across_change / length
+    return tip, direction, jacobian
 
 
-def _jacobian(needle: PixelNeedle, projection: Projection, z: float) -> Array:
-    """Return the (6, 3) derivative of tip and rotation vector by (along, across, angle)."""
-    _, direction = _pose(needle, projection, z, np.zeros(3))
-    columns = []
-    for step in np.diag([_PIXEL_STEP, _PIXEL_STEP, _ANGLE_STEP]):
-        ahead, turned = _pose(needle, projection, z, step)
-        behind, back = _pose(needle, projection, z, -step)
-        # The smallest rotation that turns the direction: roll is left to the blind part.
-        rotation = np.cross(direction, turned - back)
-        columns.append(np.concatenate([ahead - behind, rotation]) / (2.0 * step.sum()))
-    return np.column_stack(columns)
+def _unit_change(change: Array, unit: Array, length: float) -> Array:
+    """Return how (3, N) changes of a vector of some length change the unit vector along it."""
+    return np.asarray((change - np.outer(unit, unit @ change)) / length)
 
 
 def _blind_deviations(needle: PixelNeedle, projection: Projection, depth_deviation: float,
@@ -96,9 +101,8 @@ def _blind_deviations(needle: PixelNeedle, projection: Projection, depth_deviati
     if projection.is_perspective:
         return max(depth_deviation, MINIMUM_RAY_DEVIATION), np.pi / 2.0, 0.0
     deviation = slice_thickness / _FWHM_PER_SIGMA
-    ends = projection.back_project(
-        np.stack([needle.tip - needle.length * needle.direction, needle.tip]))
-    visible = float(np.linalg.norm(ends[1] - ends[0]))
+    shaft = projection.metres_per_pixel() @ needle.direction
+    visible = needle.length * float(np.linalg.norm(shaft))
     # Both ends lie in the slice, each with this deviation on its own.
     tilt = min(2.0**0.5 * deviation / visible, np.pi / 2.0)
     return deviation, tilt, -deviation / (visible * tilt)
@@ -108,9 +112,9 @@ def _blind(deviations: tuple[float, float, float], ray: Array, normal: Array, di
            ) -> Array:
     """Return the (6, 6) covariance of what the projection cannot see."""
     along_ray, about_normal, correlation = deviations
-    along = np.concatenate([along_ray * ray, np.zeros(3)])
-    about = np.concatenate([np.zeros(3), about_normal * normal])
-    roll = np.concatenate([np.zeros(3), np.pi * direction])
-    cross = correlation * np.outer(along, about)
-    return np.asarray(np.outer(along, along) + np.outer(about, about) + np.outer(roll, roll)
-                      + cross + cross.T)
+    # Columns: the tip along its ray, the tilt out of the plane, the roll.
+    blind = np.zeros((6, 3))
+    blind[:3, 0] = along_ray * ray
+    blind[3:, 1], blind[3:, 2] = about_normal * normal, np.pi * direction
+    mixed = np.array([[1.0, correlation, 0.0], [correlation, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    return np.asarray(blind @ mixed @ blind.T)

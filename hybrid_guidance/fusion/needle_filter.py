@@ -15,6 +15,7 @@ along the shaft only, that is either the tip or has nothing to do with it (proba
 association, Bar-Shalom and Fortmann 1988, with a memory per sensor).
 """
 
+import math
 from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -159,7 +160,12 @@ class NeedleFilter:
         self._sources = tuple(calibration)
         self._endings = [(endings or {}).get(name, Ending()) for name in self._sources]
         self._calibration = [np.asarray(calibration[name]) for name in self._sources]
-        self._motion = motion or Motion()
+        self._motion = motion = motion or Motion()
+        self._size = CORE + 6 * len(self._sources)
+        self._noise = np.zeros(self._size)
+        self._noise[DIRECTION], self._noise[SPEED] = motion.direction**2, motion.speed**2
+        for index, block in enumerate(self._calibration):
+            self._noise[_place(index)] = motion.calibration**2 * np.diag(block)
         self._gate = gate
         self._horizon_ns = int(horizon_s * 1e9)
         self._log: list[_Entry] = []
@@ -214,10 +220,10 @@ class NeedleFilter:
         """Return a state as a needle with its (6, 6) pose covariance."""
         first, second = perpendiculars(state.direction)
         # A step along `first` is a turn about `second`; along `second`, about -`first`.
-        turn = np.zeros((6, state.covariance.shape[0]))
-        turn[:3, TIP] = np.eye(3)
-        turn[3:, DIRECTION] = np.column_stack([second, -first])
-        covariance = turn @ state.covariance @ turn.T
+        turn = np.zeros((6, 5))
+        turn[0, 0] = turn[1, 1] = turn[2, 2] = 1.0
+        turn[3:, 3], turn[3:, 4] = second, -first
+        covariance = turn @ state.covariance[:5, :5] @ turn.T
         covariance[3:, 3:] += ROLL_VARIANCE * np.outer(state.direction, state.direction)
         return NeedleEstimate(pose_along(state.tip, state.direction), covariance)
 
@@ -228,16 +234,16 @@ class NeedleFilter:
         rotation = turns.T @ needle.covariance[3:, 3:] @ turns
         if np.linalg.eigvalsh(rotation)[-1] > BLIND_ROTATION**2:
             return Update(False, reason='one view leaves the direction open; waiting for another')
-        size = CORE + 6 * len(self._sources)
+        size, source = self._size, self._sources.index(observation.source)
         covariance = np.zeros((size, size))
         for index, block in enumerate(self._calibration):
-            place = slice(CORE + 6 * index, CORE + 6 * index + 6)
-            covariance[place, place] = block
+            covariance[_place(index), _place(index)] = block
         covariance[SPEED, SPEED] = 0.01**2
         # The needle is known no better than the calibration through which it was seen.
         measured = np.zeros((5, size))
-        effect = self._effect(observation, self._sources.index(observation.source), size)
-        measured[:3], measured[3:] = effect[:3], turns.T @ effect[3:]
+        effect = _effect(observation)
+        measured[:3, _place(source)] = effect[:3]
+        measured[3:, _place(source)] = turns.T @ effect[3:]
         away = np.zeros((size, size))
         away[:5] = -measured
         away += np.eye(size)
@@ -245,102 +251,78 @@ class NeedleFilter:
         pick = np.zeros((5, 6))
         pick[:3, :3], pick[3:, 3:] = np.eye(3), turns.T
         covariance[:5, :5] += pick @ needle.covariance @ pick.T
-        ending = self._endings[self._sources.index(observation.source)]
+        ending = self._endings[source]
         covariance[TIP, TIP] += (1.0 - ending.tip) * ending.stray**2 * np.outer(
             needle.direction, needle.direction)
         state = State(observation.stamp_ns, needle.tip, needle.direction, 0.0,
                       np.zeros((len(self._sources), 6)),
                       np.array([ending.tip for ending in self._endings]),
-                      self._seen((0,) * len(self._sources), observation), covariance)
+                      _seen((0,) * len(self._sources), source, observation.stamp_ns), covariance)
         self._log.append(_Entry(observation, state))
         return Update(True, state=state)
-
-    def _effect(self, observation: Observation, source: int, size: int) -> Array:
-        """(6, size): how the source's calibration error moves what it shows."""
-        rotation = observation.mount[:3, :3]
-        lever = observation.needle.tip - observation.mount[:3, 3]
-        effect = np.zeros((6, size))
-        begin = CORE + 6 * source
-        effect[:3, begin:begin + 3] = rotation
-        effect[:3, begin + 3:begin + 6] = -skew(lever) @ rotation
-        effect[3:, begin + 3:begin + 6] = rotation
-        return effect
 
     def _predicted(self, state: State, stamp_ns: int) -> State:
         dt = (stamp_ns - state.stamp_ns) * 1e-9
         if dt == 0.0:
             return state
-        size = state.covariance.shape[0]
-        motion = self._motion
-        slowed = float(np.exp(-abs(dt) / motion.pause))
-        step = np.eye(size)
-        step[TIP, DIRECTION] = dt * state.speed * np.column_stack(
-            perpendiculars(state.direction))
-        step[TIP, SPEED], step[SPEED, SPEED] = dt * state.direction, slowed
+        motion, along = self._motion, state.direction
+        slowed = math.exp(-abs(dt) / motion.pause)
+        first, second = perpendiculars(along)
+        step = np.eye(self._size)
+        step[TIP, 3], step[TIP, 4] = dt * state.speed * first, dt * state.speed * second
+        step[TIP, SPEED], step[SPEED, SPEED] = dt * along, slowed
         covariance = step @ state.covariance @ step.T
-        noise = np.zeros(size)
-        noise[DIRECTION] = motion.direction**2
-        noise[SPEED] = motion.speed**2
-        for index, block in enumerate(self._calibration):
-            begin = CORE + 6 * index
-            noise[begin:begin + 6] = motion.calibration**2 * np.diag(block)
-        covariance[np.diag_indices(size)] += noise * abs(dt)
-        along = np.outer(state.direction, state.direction)
-        covariance[TIP, TIP] += abs(dt) * (motion.tip**2 * np.eye(3)
-                                           + (motion.slip**2 - motion.tip**2) * along)
-        return replace(state, stamp_ns=stamp_ns, covariance=covariance,
-                       tip=state.tip + dt * state.speed * state.direction,
-                       speed=slowed * state.speed)
+        diagonal = covariance.reshape(-1)[::self._size + 1]
+        diagonal += abs(dt) * self._noise
+        diagonal[TIP] += abs(dt) * motion.tip**2
+        covariance[TIP, TIP] += abs(dt) * (motion.slip**2 - motion.tip**2) * np.outer(along, along)
+        return State(stamp_ns, state.tip + dt * state.speed * along, along, slowed * state.speed,
+                     state.errors, state.ends, state.seen_ns, covariance)
 
     def _step(self, state: State, observation: Observation) -> tuple[State, Update]:
         state = self._predicted(state, observation.stamp_ns)
-        axes = _seen_axes(observation.needle)
-        observation = self._weakened(state, observation)
-        residual, jacobian, noise = self._line(state, observation, axes)
-        spread = jacobian @ state.covariance @ jacobian.T + noise
-        distance = float(residual @ np.linalg.solve(spread, residual))
+        axes, source = _seen_axes(observation.needle), self._sources.index(observation.source)
+        needle, effect = self._weakened(state, observation, source), _effect(observation)
+        residual, jacobian, noise = self._line(state, needle, source, effect, axes)
+        shared = jacobian @ state.covariance
+        spread = shared @ jacobian.T + noise
+        solved = np.linalg.solve(spread, np.column_stack([residual, shared]))
+        distance = float(residual @ solved[:, 0])
         if distance > self._gate:
             return state, Update(False, distance, (
                 f'{np.linalg.norm(residual[:2]) * 1e3:.1f} mm beside where the needle should be, '
                 f'{distance**0.5:.1f} σ'))
-        gain = np.linalg.solve(spread, jacobian @ state.covariance).T
-        keep = np.eye(len(state.covariance)) - gain @ jacobian
+        gain = solved[:, 1:].T
+        keep = np.eye(self._size) - gain @ jacobian
         covariance = keep @ state.covariance @ keep.T + gain @ noise @ gain.T
-        state = self._end(self._corrected(state, gain @ residual, covariance), observation)
-        state = replace(state, seen_ns=self._seen(state.seen_ns, observation))
+        state = self._end(_corrected(state, gain @ residual, covariance), needle, source, effect)
         return state, Update(True, distance, state=state)
 
-    def _weakened(self, state: State, observation: Observation) -> Observation:
-        """Take from an observation what only repeats the one before.
+    def _weakened(self, state: State, observation: Observation, source: int) -> NeedleEstimate:
+        """Take from what was observed all that only repeats the image before.
 
         Where a slice is blind, a needle stays as far beside it from image to image; the mean of
         many knows that no better than one. White noise of 2 τ / Δt times the variance tells as
         much as an error that lasts for τ does when it is seen every Δt.
         """
-        since = (observation.stamp_ns - state.seen_ns[self._sources.index(observation.source)])
-        factor = max(2.0e9 * self._motion.blind / max(abs(since), 1), 1.0)**0.5
+        since = observation.stamp_ns - state.seen_ns[source]
+        factor = math.sqrt(max(2.0e9 * self._motion.blind / max(abs(since), 1), 1.0)) - 1.0
         needle = observation.needle
         blind = np.linalg.eigh(needle.covariance[:3, :3])[1][:, -1]
         turn = cross(blind, needle.direction)
         stretch = np.eye(6)
-        stretch[:3, :3] += (factor - 1.0) * np.outer(blind, blind)
-        stretch[3:, 3:] += (factor - 1.0) * np.outer(turn, turn) / max(turn @ turn, 1e-12)
-        return replace(observation, needle=replace(
-            needle, covariance=stretch @ needle.covariance @ stretch.T))
+        stretch[:3, :3] += factor * np.outer(blind, blind)
+        stretch[3:, 3:] += factor / max(float(turn @ turn), 1e-12) * np.outer(turn, turn)
+        return NeedleEstimate(needle.pose, stretch @ needle.covariance @ stretch.T,
+                              needle.probability)
 
-    def _seen(self, before: tuple[int, ...], observation: Observation) -> tuple[int, ...]:
-        source = self._sources.index(observation.source)
-        return (*before[:source], observation.stamp_ns, *before[source + 1:])
-
-    def _end(self, state: State, observation: Observation) -> State:
+    def _end(self, state: State, needle: NeedleEstimate, source: int, effect: Array) -> State:
         """Take the visible end of the shaft, which may be the tip."""
-        needle, source = observation.needle, self._sources.index(observation.source)
-        ending = self._endings[source]
-        along = needle.direction
-        row = along @ self._effect(observation, source, state.covariance.shape[0])[:3]
+        ending, along = self._endings[source], needle.direction
+        row = np.zeros(self._size)
+        row[TIP], row[_place(source)] = along, along @ effect[:3]
         offset = float(along @ (needle.tip - state.tip)
-                       - row[CORE:] @ state.errors.ravel())
-        row[TIP] += along
+                       - row[_place(source)] @ state.errors[source])
         known = row @ state.covariance
         noise = float(along @ needle.covariance[:3, :3] @ along)
         before = float(known @ row)
@@ -351,7 +333,7 @@ class NeedleFilter:
             inflated = inflated + (offset**2 / before - 1.0) * np.outer(known, known) / before
             before, known = offset**2, known * offset**2 / before
             spread = before + noise
-        trust = float(np.clip(state.ends[source], 1.0 - ending.tip, ending.tip))
+        trust = min(max(float(state.ends[source]), 1.0 - ending.tip), ending.tip)
         tip = trust * _density(offset, spread)
         belief = tip / (tip + (1.0 - trust) * _density(offset, spread + ending.stray**2))
         # Lost at once, trust is regained slowly: the same stray end is seen again and again.
@@ -359,45 +341,32 @@ class NeedleFilter:
         if belief > trust:
             belief = trust + (belief - trust) * min(since / ending.memory, 1.0)
         gain = known / spread
-        covariance = (inflated - belief * spread * np.outer(gain, gain)
-                      + belief * (1.0 - belief) * offset**2 * np.outer(gain, gain))
+        shrunk = belief * (1.0 - belief) * offset**2 - belief * spread
+        covariance = inflated + shrunk * np.outer(gain, gain)
         ends = state.ends.copy()
         ends[source] = belief
-        return replace(self._corrected(state, belief * offset * gain, covariance), ends=ends)
+        return replace(_corrected(state, belief * offset * gain, covariance), ends=ends,
+                       seen_ns=_seen(state.seen_ns, source, state.stamp_ns))
 
-    def _corrected(self, state: State, change: Array, covariance: Array) -> State:
-        basis = np.column_stack(perpendiculars(state.direction))
-        direction = state.direction + basis @ change[DIRECTION]
-        direction /= np.linalg.norm(direction)
-        # The tangent plane turned with the direction; its axes must follow.
-        turned = np.eye(len(change))
-        turned[DIRECTION, DIRECTION] = np.column_stack(perpendiculars(direction)).T @ basis
-        return replace(state, tip=state.tip + change[TIP], direction=direction,
-                       speed=state.speed + float(change[SPEED]),
-                       errors=state.errors + change[CORE:].reshape(state.errors.shape),
-                       covariance=turned @ covariance @ turned.T)
-
-    def _line(self, state: State, observation: Observation, axes: Array
+    def _line(self, state: State, needle: NeedleEstimate, source: int, effect: Array, axes: Array
               ) -> tuple[Array, Array, Array]:
         """Return residual (m,), jacobian (m, size) and noise (m, m) of the shaft's line.
 
         Two rows for the tip across the shaft, then one for each axis that the shaft was seen to
         cross squarely.
         """
-        needle = observation.needle
-        source = self._sources.index(observation.source)
-        effect = self._effect(observation, source, state.covariance.shape[0])
         # The true shaft is perpendicular to `axis`; an error of rotation enters by `turn`.
-        across = np.stack(perpendiculars(needle.direction))
+        across = np.array(perpendiculars(needle.direction))
         select = np.zeros((2 + len(axes), 6))
         select[:2, :3], select[2:, 3:] = across, axes @ skew(needle.direction).T
-        jacobian = select @ effect
-        jacobian[:2, TIP] += across
-        jacobian[2:, DIRECTION] += axes @ np.column_stack(perpendiculars(state.direction))
-        expected = np.concatenate([across @ state.tip, axes @ state.direction])
-        expected += (select @ effect)[:, CORE:] @ state.errors.ravel()
-        measured = np.concatenate([across @ needle.tip, np.zeros(len(axes))])
-        return measured - expected, jacobian, select @ needle.covariance @ select.T
+        jacobian = np.zeros((len(select), self._size))
+        jacobian[:, _place(source)] = select @ effect
+        residual = -(jacobian[:, _place(source)] @ state.errors[source])
+        residual[:2] += across @ (needle.tip - state.tip)
+        residual[2:] -= axes @ state.direction
+        jacobian[:2, TIP] = across
+        jacobian[2:, DIRECTION] = axes @ np.array(perpendiculars(state.direction)).T
+        return residual, jacobian, select @ needle.covariance @ select.T
 
     def _forget(self) -> None:
         oldest = self._log[-1].observation.stamp_ns - self._horizon_ns
@@ -405,15 +374,50 @@ class NeedleFilter:
             self._log.pop(0)
 
 
+def _place(source: int) -> slice:
+    """Return where a source's calibration error is in the state."""
+    return slice(CORE + 6 * source, CORE + 6 * source + 6)
+
+
+def _seen(before: tuple[int, ...], source: int, stamp_ns: int) -> tuple[int, ...]:
+    """Return when each source showed the needle last, once one has shown it again."""
+    return (*before[:source], stamp_ns, *before[source + 1:])
+
+
+def _effect(observation: Observation) -> Array:
+    """Return the (6, 6) of how its source's calibration error moves what was observed."""
+    rotation = observation.mount[:3, :3]
+    lever = observation.needle.tip - observation.mount[:3, 3]
+    effect = np.zeros((6, 6))
+    effect[:3, :3] = effect[3:, 3:] = rotation
+    effect[:3, 3:] = -skew(lever) @ rotation
+    return effect
+
+
+def _corrected(state: State, change: Array, covariance: Array) -> State:
+    """Return a state changed by what was found; ``covariance``, of before, is taken over."""
+    basis = np.array(perpendiculars(state.direction))
+    direction = state.direction + change[DIRECTION] @ basis
+    direction /= np.linalg.norm(direction)
+    # The tangent plane turned with the direction; its axes must follow.
+    turn = np.array(perpendiculars(direction)) @ basis.T
+    covariance[DIRECTION] = turn @ covariance[DIRECTION]
+    covariance[:, DIRECTION] = covariance[:, DIRECTION] @ turn.T
+    return State(state.stamp_ns, state.tip + change[TIP], direction,
+                 state.speed + float(change[SPEED]),
+                 state.errors + change[CORE:].reshape(state.errors.shape),
+                 state.ends, state.seen_ns, covariance)
+
+
 def _density(offset: float, variance: float) -> float:
     """Return the normal density at an offset, up to a constant."""
-    return float(np.exp(-0.5 * offset**2 / variance) / variance**0.5)
+    return math.exp(-0.5 * offset**2 / variance) / math.sqrt(variance)
 
 
 def _seen_axes(needle: NeedleEstimate) -> Array:
     """(m, 3), m <= 2: unit vectors that the shaft was seen to be perpendicular to."""
     first, second = perpendiculars(needle.direction)
-    turns = np.stack([second, -first])
+    turns = np.array([second, -first])
     variances, vectors = np.linalg.eigh(turns @ needle.covariance[3:, 3:] @ turns.T)
     seen = variances < BLIND_ROTATION**2
-    return np.asarray((vectors.T @ np.stack([first, second]))[seen])
+    return np.asarray((vectors.T @ np.array([first, second]))[seen])

@@ -16,8 +16,15 @@ def rotate(a_T_b: Transform, covariance_b: Array) -> Array:
     Returns:
         (6, 6) covariance of the same pose in a.
     """
-    rotation = np.kron(np.eye(2), a_T_b[:3, :3])
+    rotation = _twice(a_T_b[:3, :3])
     return np.asarray(rotation @ covariance_b @ rotation.T)
+
+
+def _twice(rotation: Array) -> Array:
+    """Return the (6, 6) matrix that turns position and rotation alike."""
+    both = np.zeros((6, 6))
+    both[:3, :3] = both[3:, 3:] = rotation
+    return both
 
 
 def compose(a_T_b: Transform, covariance_ab: Array,
@@ -38,7 +45,7 @@ def relative(a_T_b: Transform, covariance_ab: Array,
 
     First order; the lever arm from b to c turns b's error of rotation into one of position.
     """
-    to_b = -np.kron(np.eye(2), a_T_b[:3, :3].T)
+    to_b = -_twice(a_T_b[:3, :3].T)
     lever = np.eye(6)
     lever[:3, 3:] = -skew(a_T_c[:3, 3] - a_T_b[:3, 3])
     jacobian = to_b @ lever
@@ -47,10 +54,10 @@ def relative(a_T_b: Transform, covariance_ab: Array,
 
 def is_valid(covariance: Array) -> bool:
     """Tell whether a covariance is finite, symmetric and not negative."""
-    if not np.all(np.isfinite(covariance)):
+    if not np.isfinite(covariance).all():
         return False
-    scale = max(float(np.max(np.abs(covariance))), 1e-30)
-    return bool(np.allclose(covariance, covariance.T, atol=1e-6 * scale)
+    scale = max(float(np.abs(covariance).max()), 1e-30)
+    return bool(np.abs(covariance - covariance.T).max() <= 1e-6 * scale
                 and np.linalg.eigvalsh(covariance)[0] >= -1e-9 * scale)
 
 

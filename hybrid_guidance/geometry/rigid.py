@@ -1,7 +1,9 @@
 """Rigid transforms. ``a_T_b`` takes points from frame b to frame a and equals tf's (a, b)."""
 
+import math
+
 import numpy as np
-from transforms3d.quaternions import mat2quat, quat2mat
+from transforms3d.quaternions import quat2mat
 
 from hybrid_guidance.geometry.types import Array, Points, Transform
 
@@ -37,12 +39,13 @@ def transform_points(a_T_b: Transform, points_b: Points) -> Points:
 
 def is_rigid(a_T_b: Transform, tolerance: float = 1e-6) -> bool:
     """Tell whether a matrix is finite, (4, 4) and a proper rotation with a translation."""
-    if a_T_b.shape != (4, 4) or not np.all(np.isfinite(a_T_b)):
+    if a_T_b.shape != (4, 4) or not np.isfinite(a_T_b).all():
         return False
     rotation = a_T_b[:3, :3]
-    return bool(np.allclose(rotation @ rotation.T, np.eye(3), atol=tolerance)
-                and np.linalg.det(rotation) > 0
-                and np.allclose(a_T_b[3], (0, 0, 0, 1), atol=tolerance))
+    error = np.abs(rotation @ rotation.T - np.eye(3)).max()
+    first, second, third = rotation
+    return bool(error <= tolerance and cross(first, second) @ third > 0.0
+                and np.abs(a_T_b[3] - (0.0, 0.0, 0.0, 1.0)).max() <= tolerance)
 
 
 def from_quaternion(xyzw: Array, translation: Array) -> Transform:
@@ -53,8 +56,22 @@ def from_quaternion(xyzw: Array, translation: Array) -> Transform:
 
 def quaternion(a_T_b: Transform) -> Array:
     """Return the rotation of a transform as ROS's quaternion (x, y, z, w)."""
-    w, x, y, z = mat2quat(a_T_b[:3, :3])
-    return np.array([x, y, z, w])
+    return _quaternion(a_T_b[:3, :3])
+
+
+def _quaternion(rotation: Array) -> Array:
+    """Return a (3, 3) rotation as (x, y, z, w), w not negative.
+
+    From the largest of the four, which is well conditioned (Shepperd, J. Guidance and Control
+    1978).
+    """
+    (a, b, c), (d, e, f), (g, h, i) = rotation.tolist()
+    squares = 1.0 + a - e - i, 1.0 - a + e - i, 1.0 - a - e + i, 1.0 + a + e + i
+    rows = ((squares[0], b + d, c + g, h - f), (b + d, squares[1], f + h, c - g),
+            (c + g, f + h, squares[2], d - b), (h - f, c - g, d - b, squares[3]))
+    row = rows[squares.index(max(squares))]
+    scale = math.copysign(1.0 / math.sqrt(sum(value * value for value in row)), row[3])
+    return np.array([scale * value for value in row])
 
 
 def skew(vector: Array) -> Array:
@@ -75,10 +92,10 @@ def rotation_from_vector(vector: Array) -> Array:
 
 def vector_from_rotation(rotation: Array) -> Array:
     """Logarithm: a (3, 3) rotation to its (3,) axis times angle, angle in [0, pi]."""
-    w, x, y, z = mat2quat(rotation)
-    axis = np.array([x, y, z])
-    sine = float(np.linalg.norm(axis))
-    return 2.0 * axis if sine < 1e-9 else 2.0 * np.arctan2(sine, w) * axis / sine
+    quaternion_ = _quaternion(rotation)
+    axis, w = quaternion_[:3], float(quaternion_[3])
+    sine = math.sqrt(float(axis @ axis))
+    return np.asarray(axis * (2.0 if sine < 1e-9 else 2.0 * math.atan2(sine, w) / sine))
 
 
 def rotation_angle(rotation: Array) -> float:
@@ -111,10 +128,14 @@ def cross(first: Array, second: Array) -> Array:
 
 def perpendiculars(direction: Array) -> tuple[Array, Array]:
     """Return two unit vectors that make a right-handed triad (first, second, direction)."""
-    helper = np.eye(3)[int(np.argmin(np.abs(direction)))]
-    first = cross(helper, direction)
-    first /= np.linalg.norm(first)
-    return first, cross(direction, first)
+    x, y, z = direction.tolist()
+    # Across the axis that the direction is furthest from.
+    sizes = abs(x), abs(y), abs(z)
+    least = sizes.index(min(sizes))
+    a, b, c = ((0.0, -z, y), (z, 0.0, -x), (-y, x, 0.0))[least]
+    length = math.sqrt(a * a + b * b + c * c)
+    a, b, c = a / length, b / length, c / length
+    return np.array([a, b, c]), np.array([y * c - z * b, z * a - x * c, x * b - y * a])
 
 
 def pose_along(origin: Points, direction: Array) -> Transform:
@@ -126,11 +147,13 @@ def pose_along(origin: Points, direction: Array) -> Transform:
         ValueError: the direction has no length.
     """
     length = float(np.linalg.norm(direction))
-    if not length > 0.0 or not np.isfinite(length):
+    if not length > 0.0 or not math.isfinite(length):
         raise ValueError(f'a pose needs a direction with a length, got {direction}')
     unit = np.asarray(direction, dtype=float) / length
-    first, second = perpendiculars(unit)
-    return transform(np.column_stack([first, second, unit]), np.asarray(origin, dtype=float))
+    pose = np.eye(4)
+    pose[:3, 0], pose[:3, 1] = perpendiculars(unit)
+    pose[:3, 2], pose[:3, 3] = unit, origin
+    return pose
 
 
 def angle_between(first: Array, second: Array) -> float:

@@ -145,13 +145,14 @@ class FusionNode(GuidanceNode[FusionParameters]):
         mount_T_sensor = self._calibrations[SENSORS[name]].transform
         observation = observe(name, stamp, needle, mount_T_sensor, world_T_mount,
                               self._tracking(name))
-        self._compare(name, observation, needle, world_T_mount @ mount_T_sensor)
         update = self._fusion.add(observation)
+        # First what guides, then what is said about it.
+        if update.state is not None:
+            self._publish(update.state)
+        self._compare(name, observation, needle, world_T_mount @ mount_T_sensor)
         self.health.set(f'{name} needle', update.accepted, update.reason)
         if update.accepted and update.reason:
             self.get_logger().warning(update.reason)
-        if update.state is not None:
-            self._publish(update.state)
 
     def _tracking(self, name: str):  # type: ignore[no-untyped-def]
         rotation = (self.parameters.carm_rotation if name == 'fluoroscopy'

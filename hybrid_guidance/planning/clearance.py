@@ -13,6 +13,7 @@ Distance = Callable[[Points], Array]
 """(..., 3) m to (...,) signed distance in m, negative inside."""
 
 _STEP = 1e-4
+_OFFSETS = _STEP * np.vstack([np.zeros(3), np.eye(3), -np.eye(3)])
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,7 @@ class Clearance:
     def _measure(self, name: str, tip: Points, covariance: Array) -> Nearest:
         distance = self._structures[name]
         # One call for the value and its central differences.
-        offsets = np.vstack([np.zeros(3), _STEP * np.eye(3), -_STEP * np.eye(3)])
-        values = np.asarray(distance(tip + offsets), dtype=float)
+        values = np.asarray(distance(tip + _OFFSETS), dtype=float)
         gradient = (values[1:4] - values[4:7]) / (2 * _STEP)
         length = float(np.linalg.norm(gradient))
         away = gradient / length if length > 0.0 else np.array([0.0, 0.0, 1.0])

@@ -2,6 +2,7 @@
 
 import array
 import math
+from functools import lru_cache
 
 import cv2
 import numpy as np
@@ -71,12 +72,12 @@ def point_array(point: Point | Vector3) -> Points:
 
 
 def _matrix(translation: Point | Vector3, rotation: Quaternion) -> Transform:
-    xyzw = np.array([rotation.x, rotation.y, rotation.z, rotation.w])
-    norm = float(np.linalg.norm(xyzw))
+    xyzw = (rotation.x, rotation.y, rotation.z, rotation.w)
+    norm = math.hypot(*xyzw)
     if not abs(norm - 1.0) < 1e-3:
-        raise MessageError(f'the quaternion {xyzw.tolist()} (x, y, z, w) has length {norm:.4g}, '
+        raise MessageError(f'the quaternion {list(xyzw)} (x, y, z, w) has length {norm:.4g}, '
                            'not 1')
-    return from_quaternion(xyzw / norm, point_array(translation))
+    return from_quaternion(np.array(xyzw) / norm, point_array(translation))
 
 
 def matrix_from_pose(pose: Pose) -> Transform:
@@ -223,10 +224,17 @@ def projection_from_info(info: CameraInfo) -> Projection:
     size = (int(info.width), int(info.height))
     if info.k[0] == 0.0:
         return Projection.uncalibrated(size)
-    matrix = np.array(info.p, dtype=float).reshape(3, 4)
+    return _projection(tuple(info.p.tolist()), *size)
+
+
+@lru_cache(maxsize=4)
+def _projection(p: tuple[float, ...], width: int, height: int) -> Projection:
+    """Return the projection of ``CameraInfo.p``: checked once, as it seldom changes."""
+    matrix = np.array(p).reshape(3, 4)
     if not np.all(np.isfinite(matrix)) or np.linalg.matrix_rank(matrix) < 3:
         raise MessageError(f'camera_info.p is not a projection: {matrix.tolist()}')
-    return Projection(matrix, *size)
+    matrix.setflags(write=False)
+    return Projection(matrix, width, height)
 
 
 def frame_from_messages(image: Image, info: CameraInfo) -> Frame:

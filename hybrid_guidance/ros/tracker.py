@@ -34,16 +34,18 @@ class NeedleTracker:
 
     def __call__(self, frame: Frame, frame_id: str) -> None:
         """Look at one frame."""
-        self._frames += 1
         found = self._detect(frame)
         seen = found is not None and found.probability >= self._threshold()
         calibrated = frame.projection.is_calibrated
-        self._node.health.set('geometry', calibrated, (
-            'the image is uncalibrated (k[0] == 0): a needle in it has no place in space'))
+        # First what guides, then what is said about it.
         if found is not None and seen and calibrated:
-            self._needles += 1
             self._publisher.publish(
                 needle_message(self._lift(found, frame), frame_id, frame.stamp_ns))
-        self._node.health.value('frames', self._frames)
-        self._node.health.value('needles', self._needles)
-        self._node.health.value('probability', f'{found.probability:.3f}' if found else '0')
+            self._needles += 1
+        self._frames += 1
+        health = self._node.health
+        health.set('geometry', calibrated, (
+            'the image is uncalibrated (k[0] == 0): a needle in it has no place in space'))
+        health.value('frames', self._frames)
+        health.value('needles', self._needles)
+        health.value('probability', f'{found.probability:.3f}' if found else '0')

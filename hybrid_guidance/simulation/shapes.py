@@ -21,6 +21,47 @@ Field = NDArray[Any]
 Distance = Callable[[Field, Field, Field], Field]
 
 
+_FEW = 1000
+"""Points, up to which all rods of a solid are worth measuring at once."""
+
+
+@dataclass(frozen=True)
+class Rods:
+    """Rods with round ends, measured all at once.
+
+    Attributes:
+        start: (P, 3) metres.
+        axis: (P, 3) metres, from start to end.
+        radius: (P,) metres, at the start.
+        growth: (P,) metres, of the radius from start to end.
+    """
+
+    start: Array
+    axis: Array
+    radius: Array
+    growth: Array
+
+    def at(self, points: Array) -> Array:
+        """Return the (...,) signed distances of (..., 3) points from the nearest rod."""
+        offset = points[..., None, :] - self.start
+        along = (offset * self.axis).sum(axis=-1) / (self.axis * self.axis).sum(axis=-1)
+        along = np.minimum(np.maximum(along, 0.0), 1.0)
+        offset -= along[..., None] * self.axis
+        across = np.sqrt((offset * offset).sum(axis=-1))
+        return np.asarray((across - self.radius - self.growth * along).min(axis=-1))
+
+    def placed(self, a_T_b: Transform, scale: float) -> 'Rods':
+        """Take the rods from frame b to frame a, after scaling them about b's origin."""
+        return Rods(transform_points(a_T_b, scale * self.start),
+                    scale * self.axis @ a_T_b[:3, :3].T, scale * self.radius, scale * self.growth)
+
+    @classmethod
+    def joined(cls, parts: Sequence['Rods']) -> 'Rods':
+        """Return the rods of all parts."""
+        return cls(*(np.concatenate([getattr(part, name) for part in parts])
+                     for name in ('start', 'axis', 'radius', 'growth')))
+
+
 @dataclass(frozen=True)
 class Shape:
     """A solid.
@@ -31,6 +72,7 @@ class Shape:
         upper: (3,) opposite corner.
         parts: what the solid is a smooth union of; empty if it is no union.
         blend: metres over which the parts melt into each other.
+        rods: the solid once more, where it is made of rods alone.
     """
 
     distance: Distance
@@ -38,10 +80,13 @@ class Shape:
     upper: Array
     parts: tuple['Shape', ...] = ()
     blend: float = 0.0
+    rods: Rods | None = None
 
     def at(self, points: Array) -> Array:
         """Return the (...,) signed distances of (..., 3) points."""
         points = np.asarray(points, dtype=float)
+        if self.rods is not None and points.size < 3 * _FEW:
+            return self.rods.at(points)
         return np.asarray(self.distance(points[..., 0], points[..., 1], points[..., 2]))
 
 
@@ -70,7 +115,9 @@ def capsule(start: Array, end: Array, radius: float, end_radius: float | None = 
         return np.asarray(np.sqrt(across) - (radius + growth * along))
 
     thickest = max(radius, radius + growth)
-    return Shape(distance, np.minimum(start, end) - thickest, np.maximum(start, end) + thickest)
+    rods = Rods(start[None], axis[None], np.array([radius]), np.array([growth]))
+    return Shape(distance, np.minimum(start, end) - thickest, np.maximum(start, end) + thickest,
+                 rods=rods)
 
 
 def ellipsoid(centre: Array, radii: Array) -> Shape:
@@ -163,9 +210,11 @@ def union(parts: Sequence[Shape], blend: float = 0.0) -> Shape:
             result = smooth_minimum(result, part.distance(x, y, z), blend)
         return result
 
+    rods = [part.rods for part in parts if part.rods is not None]
     return Shape(distance, np.min([part.lower for part in parts], axis=0) - blend / 4,
                  np.max([part.upper for part in parts], axis=0) + blend / 4,
-                 tuple(parts), blend)
+                 tuple(parts), blend,
+                 Rods.joined(rods) if len(rods) == len(parts) and not blend else None)
 
 
 def offset(shape: Shape, amount: float) -> Shape:
@@ -257,4 +306,5 @@ def placed(shape: Shape, a_T_b: Transform, scale: float = 1.0) -> Shape:
 
     choice = np.array(np.meshgrid([0, 1], [0, 1], [0, 1])).reshape(3, 8).T
     corners = transform_points(a_T_b, scale * np.where(choice, shape.upper, shape.lower))
-    return Shape(distance, corners.min(axis=0), corners.max(axis=0))
+    return Shape(distance, corners.min(axis=0), corners.max(axis=0),
+                 rods=None if shape.rods is None else shape.rods.placed(a_T_b, scale))

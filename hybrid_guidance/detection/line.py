@@ -39,6 +39,7 @@ _EVEN = np.linspace(-0.5, 0.5, _ROWS)
 _POWERS = np.stack([np.ones(_ROWS), _EVEN, _EVEN * _EVEN])
 _PULL = (2.6, 1.8)
 """px: the wide profile pulls in from three pixels away, the narrow one sees less clutter."""
+_RAMP = np.linspace(0.0, 1.0, 19)
 _LEAST_LINE_VARIANCE = np.diag([1e-6, 1e-10])
 _ROOT_TWO_PI = float(np.sqrt(2.0 * np.pi))
 _FAN_STEP = np.deg2rad(3.0)
@@ -175,7 +176,8 @@ class Shaft:
     def _fit_end(self, s: Array, response: Array, guess: float, window: tuple[float, float]
                  ) -> tuple[float, float]:
         inner = min(window[0], 0.6 * self.length)
-        rows = slice(*s.searchsorted((guess - inner, guess + window[1])).tolist())
+        rows = slice(int(s.searchsorted(guess - inner, 'right')),
+                     int(s.searchsorted(guess + window[1])))
         s, response = s[rows], response[rows]
         edge = min(int(np.searchsorted(s, guess)), s.size - 1)
         stop = _next_rise(response, edge)
@@ -510,12 +512,15 @@ class _Strip:
         """Undo the logarithm: echoes add as amplitudes, so there the noise is even."""
         if not self.model.compression:
             return
-        self.pixels = np.exp((self.pixels - 255.0) * np.float32(1.0 / self.model.compression))
+        middle = self.pixels.shape[1] // 2
+        grey = self.pixels[:, middle - _NARROW:middle + _NARROW + 1] - np.float32(255.0)
+        self.pixels = cv2.exp(cv2.multiply(grey, 1.0 / self.model.compression))
         self.template = _gaussian_template(_best_width(self))
         self.level = max(_median(self.template.amplitude(self.pixels)[self.run]), 1e-9)
         amplitude = self.template.crossed_amplitude(self.pixels)
         smooth = cv2.blur(amplitude.reshape(-1, 1), (1, 3)).ravel()
-        gain = np.clip(smooth / max(_median(amplitude[self.run]), 1e-9), -0.5, 1.2) - 0.5
+        relative = smooth / max(_median(amplitude[self.run]), 1e-9)
+        gain = np.minimum(np.maximum(relative, -0.5), 1.2) - 0.5
         self._doubt_depth(smooth, gain)
         starts, stops, _ = maximum_subarrays(gain[None], 40)
         # Grey levels told the run only roughly where something bright lies beside its deep end.
@@ -794,8 +799,7 @@ def _best_width(strip: _Strip) -> float:
 
 def _block_widths(pixels: Image, count: int, limits: tuple[float, float]) -> Array:
     """Return the (count,) σ of the profile that explains most of each block of rows."""
-    edges = np.linspace(0, len(pixels), count + 1).astype(int)
-    blocks = np.add.reduceat(pixels, edges[:-1], axis=0)
+    blocks = np.add.reduceat(pixels, np.arange(count) * len(pixels) // count, axis=0)
     candidates, profiles = _profile_bank(limits, pixels.shape[1] // 2)
     return np.asarray(candidates[np.argmax(blocks @ profiles, axis=1)])
 
@@ -1001,13 +1005,18 @@ def _unevenness(inner: Array, blocks: Array, level: float) -> float:
 
 def _sides(profile: Array, width: float) -> tuple[Array, Array]:
     """Return mean grey levels (negative side, positive side), close by and farther away."""
-    middle = profile.size // 2
+    levels = (_side_filters(profile.size, width) @ profile).reshape(2, 2)
+    return levels[0], levels[1]
+
+
+@lru_cache(maxsize=64)
+def _side_filters(columns: int, width: float) -> Array:
+    """Return (4, W) means: negative and positive side, close by, then farther away."""
+    x = np.arange(columns) - columns // 2
     near = int(np.ceil(2.5 * width + 1.0))
-    stop = min(near + 6, middle)
-    close = np.array([profile[middle - stop:middle - near + 1].mean(),
-                      profile[middle + near:middle + stop + 1].mean()])
-    far = np.array([profile[:middle - stop + 1].mean(), profile[middle + stop:].mean()])
-    return close, far
+    stop = min(near + 6, columns // 2)
+    kept = [(x >= -stop) & (x <= -near), (x >= near) & (x <= stop), x <= -stop, x >= stop]
+    return np.array([side / np.count_nonzero(side) for side in kept])
 
 
 def _taper(rows: Image) -> float:
@@ -1017,7 +1026,7 @@ def _taper(rows: Image) -> float:
     profiles = np.stack([near[:half].sum(axis=0) / half,
                          near[half:].sum(axis=0) / max(len(rows) - half, 1)])
     left, right = profiles[:, :3].sum(axis=1) / 3.0, profiles[:, -3:].sum(axis=1) / 3.0
-    baseline = left[:, None] + (right - left)[:, None] * np.linspace(0.0, 1.0, 19)
+    baseline = left[:, None] + (right - left)[:, None] * _RAMP
     profiles = np.maximum(profiles - baseline, 0.0)
     widths = profiles.sum(axis=1) / np.maximum(profiles.max(axis=1), 1e-6) + 1e-3
     return float(widths.max() / widths.min())

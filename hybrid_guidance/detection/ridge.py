@@ -7,6 +7,7 @@ response less half its height, the likelihood-ratio estimate of where a step beg
 """
 
 from dataclasses import dataclass
+from functools import cache
 
 import cv2
 import numpy as np
@@ -227,16 +228,20 @@ def maximum_subarrays(gain: Array, gap: float) -> tuple[Array, Array, Array]:
     Returns:
         (K,) index of the first and of the last sample, and (K,) sum of the stretch.
     """
-    positive = (gain > 0.0).astype(np.float32)
-    near = cv2.blur(positive, (int(gap), 1), borderType=cv2.BORDER_CONSTANT) > 0.0
+    near = cv2.dilate((gain > 0.0).view(np.uint8), _window(int(gap))).view(np.bool_)
     total = np.zeros((gain.shape[0], gain.shape[1] + 1))
-    np.cumsum(np.where(near, gain, -1e3), axis=1, out=total[:, 1:])
+    np.where(near, gain, -1e3).cumsum(axis=1, out=total[:, 1:])
     lowest = np.minimum.accumulate(total, axis=1)
     gained = total - lowest
-    last = np.argmax(gained, axis=1)
+    last = gained.argmax(axis=1)
     row = np.arange(last.size)
-    first = np.argmax(total <= lowest[row, last][:, None], axis=1)
+    first = (total <= lowest[row, last][:, None]).argmax(axis=1)
     return first, np.maximum(last - 1, first), gained[row, last]
+
+
+@cache
+def _window(size: int) -> Image:
+    return np.ones((1, size), np.uint8)
 
 
 def _distinct(ends: Array, tolerance: float = 4.0) -> list[int]:

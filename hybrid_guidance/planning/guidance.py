@@ -9,6 +9,7 @@ from hybrid_guidance.geometry.covariance import distance_deviation
 from hybrid_guidance.geometry.needle import NeedleEstimate
 from hybrid_guidance.geometry.rigid import (
     angle_between,
+    cross,
     perpendiculars,
     rotation_from_vector,
 )
@@ -174,7 +175,7 @@ class Guidance:
         path = self.path.direction
         across = np.column_stack(perpendiculars(path))
         wanted = across @ across.T @ (self.path.target - needle.tip)
-        turn = np.cross(needle.direction, path)
+        turn = cross(needle.direction, path)
         return (_known(across, wanted, needle.covariance[:3, :3], self.settings.lateral_doubt),
                 _known(across, turn, needle.covariance[3:, 3:], self.settings.angle_doubt))
 

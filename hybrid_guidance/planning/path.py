@@ -1,6 +1,7 @@
 """A straight path from entry to target, and where the needle is along it."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -30,24 +31,24 @@ class Path:
         if self.length < 1e-3:
             raise PlanError('entry and target are less than 1 mm apart; move one of them')
 
-    @property
+    @cached_property
     def length(self) -> float:
         """Metres from entry to target."""
         return float(np.linalg.norm(self.target - self.entry))
 
-    @property
+    @cached_property
     def direction(self) -> Array:
         """(3,) unit vector from entry to target."""
         return np.asarray((self.target - self.entry) / self.length)
 
-    @property
+    @cached_property
     def patient_T_plan(self) -> Transform:
         """(4, 4): origin at the target, +z from entry to target."""
         return pose_along(self.target, self.direction)
 
     def pose_at(self, depth: float) -> Transform:
         """Return the (4, 4) needle pose on the path, ``depth`` metres below the entry."""
-        pose = self.patient_T_plan
+        pose = self.patient_T_plan.copy()
         pose[:3, 3] = self.entry + depth * self.direction
         return pose
 

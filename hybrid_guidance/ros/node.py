@@ -19,7 +19,7 @@ from hybrid_guidance.geometry.types import Transform
 from hybrid_guidance.imaging.frame import Frame
 from hybrid_guidance.parameters import ParameterError
 from hybrid_guidance.ros import environment, qos, tf
-from hybrid_guidance.ros.convert import frame_from_messages, matrix_from_transform, stamp_ns
+from hybrid_guidance.ros.convert import frame_from_messages, stamp_ns
 from hybrid_guidance.ros.health import ERROR, Health
 from hybrid_guidance.ros.parameters import Parameters
 from hybrid_guidance.supervisor import end_with_parent
@@ -129,9 +129,8 @@ class GuidanceNode(Node, Generic[P]):
         Raises:
             TransformException: unknown, disconnected, in the future or in the past.
         """
-        found = self.buffer.lookup_transform(target, source, Time(
+        return self.buffer.lookup_matrix(target, source, Time(
             nanoseconds=stamp, clock_type=self.get_clock().clock_type))
-        return matrix_from_transform(found.transform)
 
 
 def _timer_name(callback: Callable[[], None]) -> str:
@@ -172,6 +171,7 @@ def run(node_type: Callable[[], Node], *, background: bool = False) -> None:
         background: whether it must leave the processors to nodes that guide.
     """
     environment.prepare()
+    environment.keep_memory()
     if background:
         environment.yield_to_others()
     end_with_parent()

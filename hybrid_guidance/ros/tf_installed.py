@@ -9,6 +9,8 @@ from rclpy.node import Node
 from rclpy.time import Time
 
 from hybrid_guidance.fusion import frame_tree
+from hybrid_guidance.geometry.types import Transform
+from hybrid_guidance.ros.convert import matrix_from_transform
 
 IMPLEMENTATION = 'tf2_ros'
 CACHE = Duration(seconds=10)
@@ -66,6 +68,11 @@ class Buffer(tf2_ros.Buffer):
         except ExtrapolationException as error:
             kind = PastException if _is_past(str(error)) else FutureException
             raise kind(str(error)) from None
+
+    def lookup_matrix(self, target_frame: str, source_frame: str, time: Time) -> Transform:
+        """Like ``lookup_transform``, as a (4, 4)."""
+        found = self.lookup_transform(target_frame, source_frame, time)
+        return matrix_from_transform(found.transform)
 
 def _is_past(words: str) -> bool:
     """Tell whether tf2's words for an extrapolation are about the past.

@@ -87,6 +87,15 @@ def test_a_single_sample_in_a_chain_is_past_too(buffer: tf.Buffer) -> None:
     assert buffer.lookup_transform('world', 'carm', at(101.0)).transform.translation.x == 5.0
 
 
+def test_a_looked_up_matrix_is_that_of_the_message(buffer: tf.Buffer) -> None:
+    for seconds in (100.0, 101.25, 102.0):
+        found = buffer.lookup_transform('image', 'world', at(seconds))
+        assert np.allclose(buffer.lookup_matrix('image', 'world', at(seconds)),
+                           matrix_from_transform(found.transform), atol=1e-12)
+    with pytest.raises(tf.FutureException):
+        buffer.lookup_matrix('image', 'world', at(102.1))
+
+
 def test_time_zero_is_the_latest(buffer: tf.Buffer) -> None:
     assert buffer.lookup_transform('world', 'image', Time()).transform.translation.x == 12.0
 

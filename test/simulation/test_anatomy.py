@@ -1,11 +1,12 @@
 """The digital patient against what its solids say, and against itself."""
 
 import zlib
+from itertools import pairwise
 
 import numpy as np
 import pytest
 
-from hybrid_guidance.geometry.rigid import transform_points
+from hybrid_guidance.geometry.rigid import perturbed, transform_points
 from hybrid_guidance.procedure import load_procedure
 from hybrid_guidance.simulation import shapes
 from hybrid_guidance.simulation.anatomy import (
@@ -53,6 +54,29 @@ def test_capsule_distance_is_exact() -> None:
     solid = shapes.capsule(np.zeros(3), np.array([0.0, 0.0, 0.1]), 0.01)
     points = np.array([[0.03, 0.0, 0.05], [0.0, 0.0, 0.13], [0.0, 0.004, 0.05]])
     np.testing.assert_allclose(solid.at(points), [0.02, 0.02, -0.006], atol=1e-9)
+
+
+def test_rods_measured_at_once_are_as_far_as_each_by_itself() -> None:
+    rng = np.random.default_rng(5)
+    pose = perturbed(np.eye(4), rng.normal(size=6))
+    joints = rng.normal(scale=0.03, size=(6, 3))
+    rods = [shapes.capsule(start, end, *rng.uniform(0.002, 0.008, 2))
+            for start, end in pairwise(joints)]
+    solid = shapes.placed(shapes.union(rods), pose, 1.3)
+    points = rng.normal(scale=0.06, size=(50, 3)) + pose[:3, 3]
+    one_by_one = np.min([shapes.placed(rod, pose, 1.3).distance(*points.T) for rod in rods],
+                        axis=0)
+    assert solid.rods is not None
+    np.testing.assert_allclose(solid.at(points), one_by_one, atol=1e-12)
+
+
+def test_what_is_not_made_of_rods_alone_is_measured_by_its_parts() -> None:
+    rod = shapes.capsule(np.zeros(3), np.array([0.0, 0.0, 0.1]), 0.01)
+    other = shapes.capsule(np.array([0.015, 0.0, 0.0]), np.array([0.015, 0.0, 0.1]), 0.01)
+    ball = shapes.ellipsoid(np.array([0.03, 0.0, 0.0]), np.full(3, 0.01))
+    between = np.array([0.0075, 0.008, 0.05])
+    assert float(shapes.union([rod, ball]).at(ball.lower + 0.01)) < -0.009
+    assert float(shapes.union([rod, other], 0.005).at(between)) < float(rod.at(between)) - 1e-4
 
 
 def test_placing_a_solid_moves_and_scales_its_distances() -> None:

@@ -1,6 +1,6 @@
 """Draws needle, plan and uncertainty over both images, in 2-D and as planes in 3-D."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -12,7 +12,6 @@ from visualization_msgs.msg import MarkerArray
 from hybrid_guidance import overlay
 from hybrid_guidance.geometry.needle import NeedleEstimate
 from hybrid_guidance.geometry.rigid import rotation_angle
-from hybrid_guidance.imaging.frame import Frame
 from hybrid_guidance.parameters import parameter
 from hybrid_guidance.procedure import load_procedure
 from hybrid_guidance.ros import markers, qos, tf
@@ -23,6 +22,7 @@ from hybrid_guidance.ros.convert import (
     stamp_ns,
 )
 from hybrid_guidance.ros.node import GuidanceNode, run
+from hybrid_guidance.ros.view import View
 
 HOLDS = {'fluoroscopy': True, 'ultrasound': False}
 """Whether a sensor's last image stays in use after its time (an X-ray, until the C-arm moves)."""
@@ -50,24 +50,6 @@ class OverlayParameters:
         'distance of the X-ray plane from the source in 3-D'))
 
 
-@dataclass
-class View:
-    """One sensor's latest image and what was drawn over it."""
-
-    sensor: str
-    frame: Frame | None = None
-    frame_id: str = ''
-    canvas: np.ndarray | None = None
-    plane: markers.ImagePlane = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.plane = markers.ImagePlane(f'{self.sensor}_plane')
-
-    def keep(self, frame: Frame, frame_id: str) -> None:
-        """Take the newest image."""
-        self.frame, self.frame_id = frame, frame_id
-
-
 class OverlayNode(GuidanceNode[OverlayParameters]):
     """Publishes both overlays and ``guidance/markers``."""
 
@@ -79,12 +61,12 @@ class OverlayNode(GuidanceNode[OverlayParameters]):
         self._path: np.ndarray | None = None
         self._deviation: np.ndarray | None = None
         self._clearance: float | None = None
-        self._views = [View(sensor) for sensor in HOLDS]
+        self._views = [View(sensor, holds) for sensor, holds in HOLDS.items()]
         self._outlets = {sensor: self.create_publisher(Image, f'{sensor}/overlay', qos.OVERLAY)
                             for sensor in HOLDS}
         self._markers = self.create_publisher(MarkerArray, 'guidance/markers', qos.STATE)
         for view in self._views:
-            self.subscribe_frames(view.sensor, view.keep)
+            view.listen(self, is_watched=False)
         subscribe = self.create_subscription
         subscribe(PoseWithCovarianceStamped, 'needle/pose', self._on_needle, qos.OBSERVATION)
         subscribe(PoseArray, 'plan/waypoints', self._on_path, qos.STATE)
@@ -110,11 +92,14 @@ class OverlayNode(GuidanceNode[OverlayParameters]):
     def _draw(self) -> None:
         in_space = self._markers.get_subscription_count() > 0
         for view in self._views:
+            outlet = self._outlets[view.sensor]
+            is_watched = in_space or outlet.get_subscription_count() > 0
+            view.listen(self, is_watched)
+            if not is_watched:
+                self.health.set(view.sensor, True)
+                continue
             if view.frame is None:
                 self.health.set(view.sensor, False, 'no image yet')
-                continue
-            outlet = self._outlets[view.sensor]
-            if not in_space and not outlet.get_subscription_count():
                 continue
             try:
                 sensor_T_patient, reasons = self._pose_and_doubts(view)

@@ -102,17 +102,21 @@ class GuidanceNode(Node, Generic[P]):
         if name in self.health.faults:
             self.health.set(name, True)
 
-    def subscribe_frames(self, sensor: str, callback: Callable[[Frame, str], None]) -> None:
+    def subscribe_frames(self, sensor: str,
+                         callback: Callable[[Frame, str], None]) -> tuple[Any, Any]:
         """Call back with every image of a sensor together with its camera_info, by stamp.
 
         Args:
             sensor: ``fluoroscopy`` or ``ultrasound``.
             callback: takes the frame and its frame_id.
+
+        Returns:
+            Both subscriptions, for whoever wants to end them.
         """
         pairs = _Pairs(callback)
-        self.create_subscription(CameraInfo, f'{sensor}/camera_info', pairs.info,
-                                 qos.CAMERA_INFO)
-        self.create_subscription(Image, f'{sensor}/image_raw', pairs.image, qos.IMAGE)
+        return (self.create_subscription(CameraInfo, f'{sensor}/camera_info', pairs.info,
+                                         qos.CAMERA_INFO),
+                self.create_subscription(Image, f'{sensor}/image_raw', pairs.image, qos.IMAGE))
 
     def listen_to_frames(self, on_transforms: Callable[[], None] | None = None) -> None:
         """Start to follow /tf; ``lookup`` works from then on.

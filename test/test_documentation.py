@@ -107,6 +107,8 @@ def suits(wanted: QoSProfile, real: QoSProfile, published: bool) -> bool:
 def test_topics_services_and_qos_of_a_node_are_those_of_the_document(
         name: str, start: Callable[..., Node]) -> None:
     node = start(name)
+    for view in getattr(node, '_views', ()):
+        view.listen(node, is_watched=True)
     assert publications(node) == documented('publishers', name)
     assert subscriptions(node) == documented('subscribers', name)
     served = named(node.get_service_names_and_types_by_node(name, '/'), topics=False)

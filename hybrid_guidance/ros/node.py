@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar
 
 import cv2
 import rclpy
+from rclpy.event_handler import PublisherEventCallbacks, SubscriptionEventCallbacks
 from rclpy.executors import ExternalShutdownException
 from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.node import Node
@@ -22,6 +23,7 @@ from hybrid_guidance.ros import environment, qos, tf
 from hybrid_guidance.ros.convert import frame_from_messages, stamp_ns
 from hybrid_guidance.ros.health import ERROR, Health
 from hybrid_guidance.ros.parameters import Parameters
+from hybrid_guidance.ros.partners import Partners
 from hybrid_guidance.supervisor import end_with_parent
 
 P = TypeVar('P')
@@ -39,8 +41,11 @@ class GuidanceNode(Node, Generic[P]):
     """
 
     def __init__(self, name: str, parameters_type: type[P], **options: Any) -> None:
+        self._partners: Partners | None = None
         super().__init__(name, **options)
         self.health = Health(self)
+        self._partners = Partners(self, self.health)
+        self.create_timer(1.0, self._partners.check)
         self._parameters_table = Parameters(self, parameters_type)
 
     @property
@@ -55,8 +60,20 @@ class GuidanceNode(Node, Generic[P]):
     def create_subscription(self, msg_type: Any, topic: str, callback: Callable[[Any], None],
                             qos_profile: Any, **options: Any) -> Any:
         """Like rclpy's, with a callback that cannot end the node."""
+        if self._partners is not None:
+            self._partners.add(topic, qos_profile, publishes=False)
+        options.setdefault('event_callbacks',
+                           SubscriptionEventCallbacks(use_default_callbacks=False))
         return super().create_subscription(
             msg_type, topic, self._guarded(topic, callback), qos_profile, **options)
+
+    def create_publisher(self, msg_type: Any, topic: str, qos_profile: Any,
+                         **options: Any) -> Any:
+        """Like rclpy's; ``Partners`` watches its quality of service."""
+        if self._partners is not None:
+            self._partners.add(topic, qos_profile, publishes=True)
+        options.setdefault('event_callbacks', PublisherEventCallbacks(use_default_callbacks=False))
+        return super().create_publisher(msg_type, topic, qos_profile, **options)
 
     def create_timer(self, timer_period_sec: float, callback: Callable[[], None],
                      **options: Any) -> Any:

@@ -10,6 +10,7 @@ import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.parameter import Parameter
+from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Float64
 from std_srvs.srv import Trigger
@@ -147,6 +148,17 @@ def test_service_that_raises_answers_with_the_reason(graph) -> None:
     spin(future.done)
     assert not future.result().success
     assert 'it broke' in future.result().message
+
+
+def test_a_publisher_that_cannot_be_heard_is_named_until_it_is_gone(graph) -> None:
+    node, peer, spin = graph
+    quiet = peer.create_publisher(Float64, 'number', QoSProfile(
+        depth=1, reliability=ReliabilityPolicy.BEST_EFFORT))
+    spin(lambda: any('peer' in words and 'best effort' in words.lower().replace('_', ' ')
+                     for topic, words in node.health.faults.items() if topic.endswith('/number')),
+         15.0)
+    peer.destroy_publisher(quiet)
+    spin(lambda: not node.health.faults, 15.0)
 
 
 @pytest.mark.parametrize('image_first', [True, False])

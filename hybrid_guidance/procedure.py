@@ -1,7 +1,7 @@
 """A procedure: where the needle shall go, with what, and how the two imagers stand."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +108,30 @@ class UltrasoundSetup:
 
 
 @dataclass(frozen=True)
+class PlanningSetup:
+    """How paths of an entry window are limited and ranked.
+
+    Attributes:
+        window: radius of the entry window round ``entry``, across the way to the target, m.
+        comfort: m beyond its margin from which a structure costs nothing.
+        limits: ``hub`` (needle that stays outside, m), ``skin_angle`` (from the normal, rad),
+            ``bone`` (m to keep from it), ``probe`` (m between entry and housing),
+            ``out_of_slice`` (m, of the last 15 mm).
+        weights: what being at the limit costs: ``length``, ``skin_angle``, ``structure`` (each
+            but those named here), ``out_of_slice``, ``beam_angle``, ``ray_angle``.
+    """
+
+    window: float = 0.020
+    comfort: float = 0.008
+    limits: Mapping[str, float] = field(default_factory=lambda: {
+        'hub': 0.003, 'skin_angle': float(np.radians(65.0)), 'bone': 0.0002, 'probe': 0.0,
+        'out_of_slice': 0.010})
+    weights: Mapping[str, float] = field(default_factory=lambda: {
+        'length': 0.5, 'skin_angle': 0.3, 'structure': 1.0, 'out_of_slice': 2.0,
+        'beam_angle': 0.7, 'ray_angle': 0.7})
+
+
+@dataclass(frozen=True)
 class Procedure:
     """What is to be done. Points are in ``patient``.
 
@@ -122,6 +146,7 @@ class Procedure:
         ultrasound: probe and its position.
         avoid: structure name to the margin to keep, metres.
         insert_by_eye: how far the needle may go in before an image has shown it, metres.
+        planning: limits and weights of paths.
     """
 
     name: str
@@ -134,6 +159,7 @@ class Procedure:
     ultrasound: UltrasoundSetup
     avoid: Mapping[str, float]
     insert_by_eye: float
+    planning: PlanningSetup = field(default_factory=PlanningSetup)
 
     @property
     def path_length(self) -> float:
@@ -238,6 +264,14 @@ class _Reader:
             raise self.fail(key, 'must be a table of keys; indent its keys below it')
         return _Reader(content, self._path, f'{self._prefix}{key}.')
 
+    def has(self, key: str) -> bool:
+        return self._content.get(key) is not None
+
+    def known(self, keys: tuple[str, ...]) -> None:
+        for key in self.names():
+            if key not in keys:
+                raise self.fail(key, f'is unknown; use one of: {", ".join(keys)}')
+
     def names(self) -> tuple[str, ...]:
         return tuple(str(key) for key in self._content)
 
@@ -283,7 +317,9 @@ def _procedure(read: _Reader) -> Procedure:
         _needle(read.table('needle')), _fluoroscopy(read.table('fluoroscopy')),
         _ultrasound(read.table('ultrasound')),
         {key: avoid.positive(key) for key in avoid.names()},
-        _insert_by_eye(read, float(np.linalg.norm(target - entry))))
+        _insert_by_eye(read, float(np.linalg.norm(target - entry))),
+        _planning(read.table('planning'), avoid.names()) if read.has('planning')
+        else PlanningSetup())
 
 
 def _insert_by_eye(read: _Reader, way: float) -> float:
@@ -292,6 +328,27 @@ def _insert_by_eye(read: _Reader, way: float) -> float:
         raise read.fail('insert_by_eye', f'must be below {MOST_BY_EYE * way:.4f}, three quarters '
                                          f'of the way to the target; got {depth!r}')
     return depth
+
+
+def _planning(read: _Reader, avoid: tuple[str, ...]) -> PlanningSetup:
+    """Read what differs from the defaults."""
+    setup = PlanningSetup()
+    read.known(('window', 'comfort', 'limits', 'weights'))
+    limits, weights = dict(setup.limits), dict(setup.weights)
+    if read.has('limits'):
+        table = read.table('limits')
+        table.known(('hub', 'skin_angle_deg', 'bone', 'probe', 'out_of_slice'))
+        for key in table.names():
+            value = table.number(key, -1.0)
+            limits[key.removesuffix('_deg')] = (
+                float(np.radians(value)) if key.endswith('_deg') else value)
+    if read.has('weights'):
+        table = read.table('weights')
+        table.known((*setup.weights, 'bone', *avoid))
+        weights |= {key: table.number(key, -1e-9) for key in table.names()}
+    return PlanningSetup(
+        read.positive('window') if read.has('window') else setup.window,
+        read.positive('comfort') if read.has('comfort') else setup.comfort, limits, weights)
 
 
 def _region(read: _Reader) -> str:

@@ -22,7 +22,7 @@ from hybrid_guidance.simulation.anatomy import Grid
 from hybrid_guidance.simulation.shapes import Field, Shape
 
 BAND = 0.025
-SPACING = 0.001
+SPACING = 0.0007
 # Beyond what parts melt over: else many absent parts would melt into one that is there.
 _NEWTON = 2
 _EPSILON = 2e-5
@@ -194,11 +194,13 @@ class AnatomyMap:
         grid: where the voxels are, in ``patient``.
         band: m; a distance beyond ±band is stored as ±band.
         distances: name to (Z, Y, X) float32, m, negative inside.
+        least: name to the least of its distances, m.
     """
 
     grid: Grid
     band: float
     distances: Mapping[str, NDArray[np.float32]]
+    least: Mapping[str, float]
 
     def at(self, name: str, points: Points) -> Array:
         """Return the (...,) signed distances of (..., 3) points, at most the band.
@@ -242,7 +244,9 @@ def build_map(sources: Mapping[str, Source | Shape], lower: Points, upper: Point
     with ThreadPoolExecutor(workers) as pool:
         fields = list(pool.map(lambda source: _distances(grid, _source(source), band),
                                sources.values()))
-    return AnatomyMap(grid, band, dict(zip(sources, fields, strict=True)))
+    distances = dict(zip(sources, fields, strict=True))
+    return AnatomyMap(grid, band, distances,
+                      {name: float(field.min()) for name, field in distances.items()})
 
 
 def _source(source: Source | Shape) -> Source:

@@ -84,7 +84,7 @@ class SolidSource:
 
     def feet(self, grid: Grid) -> Feet:
         """Return the surface on a grid, each foot by Newton steps along the gradient."""
-        inside = _sample(grid, self.shape) < 0.0
+        inside = _sample(grid, self.shape, 4.0 * grid.spacing) < 0.0
         seeds = _parted(inside)
         points = grid.origin + grid.spacing * np.argwhere(seeds)[:, ::-1]
         for _ in range(_NEWTON):
@@ -221,6 +221,12 @@ class AnatomyMap:
             order=1, mode='nearest', output=np.float64).reshape(points.shape[:-1])
         beside = np.linalg.norm(index - held, axis=-1) * self.grid.spacing
         return np.asarray(values - beside)
+
+    def holds(self, points: Points) -> NDArray[np.bool_]:
+        """Tell which (..., 3) points lie between the grid's voxels."""
+        index = (points - self.grid.origin) / self.grid.spacing
+        return np.asarray(np.all((index >= 0.0) & (index <= np.array(self.grid.shape[::-1]) - 1.0),
+                                 axis=-1))
 
 
 def build_map(sources: Mapping[str, Source | Shape], lower: Points, upper: Points,
@@ -370,19 +376,20 @@ def _stronger(first: Field, second: Field) -> Field:
     return np.asarray(np.where(np.abs(first) > np.abs(second), first, second))
 
 
-def _sample(grid: Grid, shape: Shape) -> Field:
+def _sample(grid: Grid, shape: Shape, margin: float) -> Field:
     """Return a solid's field on a grid, each part only near itself; far outside it is large."""
-    far = 4.0 * grid.spacing + shape.blend
     field = np.full(grid.shape, _NOWHERE, np.float32)
-    window = grid.window(shape.lower - far, shape.upper + far)
-    if all(piece.stop > piece.start for piece in window):
-        inner = _window(grid, window)
-        if shape.parts:
-            values = _union(inner, shape, far)
-        else:
-            x, y, z = inner.axes()
-            values = np.broadcast_to(shape.distance(x, y, z), inner.shape)
-        field[window] = values
+    window = grid.window(shape.lower - margin, shape.upper + margin)
+    if any(piece.stop <= piece.start for piece in window):
+        return field
+    inner = _window(grid, window)
+    if not shape.parts:
+        field[window] = shape.distance(*inner.axes())
+        return field
+    # Parts melt into each other as far as the blend.
+    for part in shape.parts:
+        values = _sample(inner, part, margin + shape.blend)
+        field[window] = shapes.smooth_minimum(field[window], values, shape.blend)
     return field
 
 
@@ -391,17 +398,6 @@ def _window(grid: Grid, window: tuple[slice, ...]) -> Grid:
     shape = tuple(piece.stop - piece.start for piece in window)
     return Grid(grid.origin + start * grid.spacing, grid.spacing,
                 shape)  # type: ignore[arg-type]
-
-
-def _union(grid: Grid, shape: Shape, far: float) -> Field:
-    """Return the melted field of a union's parts."""
-    field = np.full(grid.shape, _NOWHERE, np.float32)
-    for part in shape.parts:
-        window = grid.window(part.lower - far, part.upper + far)
-        if all(piece.stop > piece.start for piece in window):
-            values = _sample(_window(grid, window), part)
-            field[window] = shapes.smooth_minimum(field[window], values, shape.blend)
-    return field
 
 
 def _parted(inside: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -23,6 +23,7 @@ NEAR_TIP = 0.015
 # Half a probe's housing across its slice, and how much wider than its face it is.
 HOUSING = (0.003, 0.008)
 WINDOW_SPACING = 0.00033
+_SECANT = 6
 
 Single = NDArray[np.float32]
 
@@ -100,12 +101,16 @@ class Task:
 
     def region(self) -> tuple[Points, Points]:
         """Return the corners (m) of the box that holds every path of the window."""
-        across = np.stack(perpendiculars(_unit(self.window - self.target)))
-        rim = np.abs(across).sum(axis=0) * self.setup.window
-        # The skin may lie in front of the window's plane, or behind it.
-        middle = self.target + 1.25 * (self.window - self.target)
-        corners = np.stack([self.target, middle - 1.25 * rim, middle + 1.25 * rim])
+        reach = self.setup.window + 0.004
+        corners = np.stack([self.target, self.window - reach, self.window + reach])
         return corners.min(axis=0) - 0.004, corners.max(axis=0) + 0.004
+
+    @property
+    def band(self) -> float:
+        """How far away distances matter, m: the largest margin, comfort, needle and k·σ."""
+        away = float(np.linalg.norm(self.window - self.target)) + self.setup.window
+        return (max(self.avoid.values()) + self.setup.comfort + self.needle_radius
+                + float(self.doubt.slack(np.array(away))) + 0.001)
 
 
 @dataclass(frozen=True)
@@ -173,27 +178,31 @@ def entry_window(task: Task, anatomy: AnatomyMap,
                  spacing: float = WINDOW_SPACING) -> tuple[Points, float]:
     """Return the places on the skin that a window of paths would enter at.
 
-    A disc across the way to the target is projected onto the skin, along the ways to the target.
+    A disc that touches the skin at the window's middle is projected onto the skin along the ways
+    to the target.
 
     Returns:
-        (N, 3) m, and how far the nearest of the places not on the skin is off it, m (0 if all
-        are on it).
+        (N, 3) m, and how far the nearest of the places not on the skin is off it, m (0 if any is
+        on it).
     """
-    across = np.stack(perpendiculars(_unit(task.window - task.target)))
+    normal = _skin_slopes(anatomy, task.window[None])[0]
+    if not np.any(normal):
+        normal = _unit(task.window - task.target)
+    across = np.stack(perpendiculars(normal))
     reach = np.arange(-task.setup.window, task.setup.window + spacing / 2, spacing)
     u, v = (line.ravel() for line in np.meshgrid(reach, reach))
     kept = u**2 + v**2 <= task.setup.window**2 * (1 + 1e-9)
     ways = task.window + np.stack([u[kept], v[kept]], axis=-1) @ across - task.target
     before, after = np.full(len(ways), 0.97), np.ones(len(ways))
     first = anatomy.at('skin', task.target + before[:, None] * ways)
-    for _ in range(5):
+    for _ in range(_SECANT):
         second = anatomy.at('skin', task.target + after[:, None] * ways)
         change = np.where(np.abs(second - first) > 1e-9, second - first, np.inf)
         step = np.clip(-second * (after - before) / change, -0.1, 0.1)
-        before, first, after = after, second, np.clip(after + step, 0.7, 1.25)
+        before, first, after = after, second, np.clip(after + step, 0.7, 1.3)
     entries = task.target + after[:, None] * ways
     off = np.abs(anatomy.at('skin', entries))
-    on_skin = off < 2e-4
+    on_skin = (off < 2e-4) & anatomy.holds(entries)
     return entries[on_skin], 0.0 if on_skin.any() else float(off.min())
 
 
@@ -235,11 +244,16 @@ def _upper(setup: PlanningSetup, name: str, unit: str, value: Array, limit: floa
 
 def _skin_angles(anatomy: AnatomyMap, entries: Points, shafts: Array) -> Array:
     """Return the (N,) angles between the ways in and the skin's normal, rad."""
+    normals = _skin_slopes(anatomy, entries)
+    return np.asarray(np.arccos(np.clip(np.sum(normals * shafts, axis=1), -1.0, 1.0)))
+
+
+def _skin_slopes(anatomy: AnatomyMap, places: Points) -> Array:
+    """Return the (N, 3) unit normals of the skin at (N, 3) m, outwards; 0 far from it."""
     step = 1.5 * anatomy.grid.spacing
-    slopes = np.stack([anatomy.at('skin', entries + offset) - anatomy.at('skin', entries - offset)
+    slopes = np.stack([anatomy.at('skin', places + offset) - anatomy.at('skin', places - offset)
                        for offset in step * np.eye(3)], axis=-1)
-    slopes /= np.maximum(np.linalg.norm(slopes, axis=1, keepdims=True), 1e-12)
-    return np.asarray(np.arccos(np.clip(np.sum(slopes * shafts, axis=1), -1.0, 1.0)))
+    return np.asarray(slopes / np.maximum(np.linalg.norm(slopes, axis=1, keepdims=True), 1e-12))
 
 
 def _visibility(task: Task, entries: Points, shafts: Array) -> dict[str, Term]:

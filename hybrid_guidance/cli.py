@@ -32,6 +32,7 @@ def _parser() -> argparse.ArgumentParser:
         'make a calibration file from a PLUS configuration')))
     _add_calibrate(commands.add_parser('calibrate', help=(
         'calibrate from recordings, check it, and write the calibration file')))
+    _add_plan(commands.add_parser('plan', help='rank the paths from an entry window to a target'))
     parameters = commands.add_parser('parameters', help='print the parameters of every node')
     parameters.add_argument('node', nargs='?', help='only this node')
     return parser
@@ -91,6 +92,11 @@ def _add_plus(parser: argparse.ArgumentParser) -> None:
 
 def _add_calibrate(parser: argparse.ArgumentParser) -> None:
     from hybrid_guidance.calibrate import add_parser
+    add_parser(parser)
+
+
+def _add_plan(parser: argparse.ArgumentParser) -> None:
+    from hybrid_guidance.plan import add_parser
     add_parser(parser)
 
 
@@ -258,6 +264,11 @@ def _calibrate(arguments: argparse.Namespace) -> int:
     return calibrate(arguments)
 
 
+def _plan(arguments: argparse.Namespace) -> int:
+    from hybrid_guidance.plan import plan
+    return plan(arguments)
+
+
 def _parameters(arguments: argparse.Namespace) -> int:
     from hybrid_guidance.ros.documentation import parameter_tables
     print(parameter_tables(arguments.node))
@@ -275,7 +286,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _stop)
     commands = {'up': _up, 'demo': _demo, 'doctor': _doctor, 'render': _render,
                 'import-plus': _import_plus, 'calibrate': _calibrate,
-                'parameters': _parameters}
+                'plan': _plan, 'parameters': _parameters}
     try:
         return commands[arguments.command](arguments)
     except _StopError:
@@ -288,8 +299,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _expected_errors() -> tuple[type[Exception], ...]:
     from hybrid_guidance.calibration.file import CalibrationError
     from hybrid_guidance.imaging.frame import SourceError
+    from hybrid_guidance.plan import ERRORS
     from hybrid_guidance.procedure import ProcedureError
-    return graph.GraphError, CalibrationError, ProcedureError, SourceError, OSError
+    return graph.GraphError, CalibrationError, ProcedureError, SourceError, *ERRORS, OSError
 
 
 if __name__ == '__main__':

@@ -50,10 +50,17 @@ class Feet:
 
 
 class Source(Protocol):
-    """A structure, from whatever it comes. Corners of a box that holds it: (3,) m."""
+    """A structure, from whatever it comes."""
 
-    lower: Any
-    upper: Any
+    @property
+    def lower(self) -> Array:
+        """(3,) m, corner of a box that holds it."""
+        ...
+
+    @property
+    def upper(self) -> Array:
+        """(3,) m, the opposite corner."""
+        ...
 
     def feet(self, grid: Grid) -> Feet:
         """Return the surface on a grid."""
@@ -166,23 +173,21 @@ class MeshSource:
 
         scene = open3d.t.geometry.RaycastingScene()
         # Metres are small for float32's rays: in units of a voxel nothing is.
-        local = ((self.vertices - grid.origin) / grid.spacing).astype(np.float32)
-        scene.add_triangles(open3d.core.Tensor(local),
-                            open3d.core.Tensor(self.triangles.astype(np.uint32)))
+        local = np.asarray((self.vertices - grid.origin) / grid.spacing, np.float32)
+        tensor = open3d.core.Tensor.from_numpy
+        scene.add_triangles(tensor(local), tensor(self.triangles.astype(np.uint32)))
         seeds = _rasterised(grid.shape, local, self.triangles)
-        places = np.argwhere(seeds)[:, ::-1].astype(np.float32)
-        points = scene.compute_closest_points(open3d.core.Tensor(places))['points'].numpy()
-        inside = np.zeros(grid.shape, bool)
-        inside[seeds] = scene.compute_occupancy(open3d.core.Tensor(places)).numpy() > 0.5
-        # What no surface parts is all inside or all outside: ask once.
-        regions, count = ndimage.label(~seeds)
-        first = np.unique(regions, return_index=True)[1][-count:] if count else np.empty(0, int)
-        probes = np.argwhere(np.ones(1, bool)) if not count else np.stack(
-            np.unravel_index(first, grid.shape), axis=-1)
-        if count:
-            asked = scene.compute_occupancy(open3d.core.Tensor(
-                probes[:, ::-1].astype(np.float32))).numpy() > 0.5
-            inside |= np.concatenate([[False], asked])[regions]
+        # What no surface parts is all inside or all outside: one voxel tells of its region.
+        regions, _ = ndimage.label(~seeds)
+        first = np.unique(regions, return_index=True)[1][int(seeds.any()):]
+        asked = np.concatenate([np.argwhere(seeds), np.stack(
+            np.unravel_index(first, grid.shape), axis=-1)])[:, ::-1].astype(np.float32)
+        known = scene.compute_occupancy(tensor(np.ascontiguousarray(asked))).numpy() > 0.5
+        number = int(seeds.sum())
+        inside = np.concatenate([[False], known[number:]])[regions]
+        inside[seeds] = known[:number]
+        places = tensor(np.ascontiguousarray(asked[:number]))
+        points = scene.compute_closest_points(places)['points'].numpy()
         return Feet(inside, seeds, grid.origin + grid.spacing * points.astype(float))
 
 
@@ -248,15 +253,12 @@ def build_map(sources: Mapping[str, Source | Shape], lower: Points, upper: Point
         raise MapError(f'the region of interest from {lower} to {upper} is empty; enlarge it')
     grid = Grid.covering(np.asarray(lower), np.asarray(upper), spacing)
     with ThreadPoolExecutor(workers) as pool:
-        fields = list(pool.map(lambda source: _distances(grid, _source(source), band),
-                               sources.values()))
+        fields = list(pool.map(lambda source: _distances(grid, source, band), [
+            SolidSource(source) if isinstance(source, Shape) else source
+            for source in sources.values()]))
     distances = dict(zip(sources, fields, strict=True))
     return AnatomyMap(grid, band, distances,
                       {name: float(field.min()) for name, field in distances.items()})
-
-
-def _source(source: Source | Shape) -> Source:
-    return SolidSource(source) if isinstance(source, Shape) else source
 
 
 def _distances(grid: Grid, source: Source, band: float) -> NDArray[np.float32]:
@@ -396,8 +398,7 @@ def _sample(grid: Grid, shape: Shape, margin: float) -> Field:
 def _window(grid: Grid, window: tuple[slice, ...]) -> Grid:
     start = np.array([piece.start for piece in window][::-1])
     shape = tuple(piece.stop - piece.start for piece in window)
-    return Grid(grid.origin + start * grid.spacing, grid.spacing,
-                shape)  # type: ignore[arg-type]
+    return Grid(grid.origin + start * grid.spacing, grid.spacing, shape)
 
 
 def _parted(inside: NDArray[np.bool_]) -> NDArray[np.bool_]:

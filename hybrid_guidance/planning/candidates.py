@@ -165,7 +165,7 @@ class Candidates:
     @property
     def allowed(self) -> NDArray[np.bool_]:
         """(N,) whether every limit is kept."""
-        return np.all([term.excess <= 0.0 for term in self.terms.values()], axis=0)
+        return np.asarray(np.all([term.excess <= 0.0 for term in self.terms.values()], axis=0))
 
     @property
     def cost(self) -> Array:
@@ -257,8 +257,7 @@ def _skin_slopes(anatomy: AnatomyMap, places: Points) -> Array:
 
 
 def _visibility(task: Task, entries: Points, shafts: Array) -> dict[str, Term]:
-    """Return what both imagers see of the needle near its tip, and whether the probe is in the way.
-    """
+    """Return what both imagers see of the needle near its tip, and what leaves it to the probe."""
     setup, image_T_patient = task.setup, inverse(task.patient_T_image)
     tip = transform_points(image_T_patient, task.target)
     shaft = shafts @ image_T_patient[:3, :3].T
@@ -267,10 +266,8 @@ def _visibility(task: Task, entries: Points, shafts: Array) -> dict[str, Term]:
     beam = np.array([tip[0], tip[1] + radius, 0.0]) if np.isfinite(radius) else np.eye(3)[1]
     along_beam = np.abs(shaft @ _unit(beam))
     along_ray = np.abs(shafts @ _unit(task.target - task.source))
-    half = (radius * np.sin(task.probe.field_of_view / 2) if np.isfinite(radius)
-            else task.probe.field_of_view / 2)
     places = transform_points(image_T_patient, entries)
-    beside = np.abs(places[:, (0, 2)]) - (half + HOUSING[0], HOUSING[1])
+    beside = np.abs(places[:, (0, 2)]) - housing(task.probe)
     clear = (np.linalg.norm(np.maximum(beside, 0.0), axis=1)
              + np.minimum(beside.max(axis=1), 0.0))
     none = np.zeros(len(entries))
@@ -285,6 +282,13 @@ def _visibility(task: Task, entries: Points, shafts: Array) -> dict[str, Term]:
                           setup.weights['ray_angle'] * along_ray**2),
         'probe': Term('mm', clear, limit, np.maximum(limit - clear, 0.0), none),
     }
+
+
+def housing(probe: Probe) -> Array:
+    """Return half the size of a probe's housing, m: along its slice and across it."""
+    half = (probe.radius * np.sin(probe.field_of_view / 2) if np.isfinite(probe.radius)
+            else probe.field_of_view / 2)
+    return np.array([half + HOUSING[0], HOUSING[1]])
 
 
 def _clearances(task: Task, anatomy: AnatomyMap, ways: Array, lengths: Array, step: float,
@@ -346,7 +350,7 @@ class _Samples:
             flat *= int(counts[axis])
             flat += np.rint(self._places[axis]).astype(np.int32)
         self._flat = flat
-        self._slack = (task.doubt.slack(shares * lengths.astype(np.float32))
+        self._slack = (task.doubt.slack(shares * lengths)
                        + task.needle_radius).astype(np.float32)
         self.most_slack = float(self._slack.max()) - task.needle_radius
         self._step = float(lengths.max()) / max(number - 1, 1)

@@ -30,6 +30,8 @@ from hybrid_guidance.procedure import Procedure, load_procedure
 from hybrid_guidance.simulation.anatomy import build_structures
 from hybrid_guidance.simulation.shapes import Shape
 
+# How much more of the patient pictures show than the paths need, and how finely, m.
+_ROUND, _ROUND_SPACING = 0.015, 0.001
 ERRORS = (PlanError, PlanningFileError, MapError)
 
 
@@ -65,25 +67,35 @@ def plan(arguments: argparse.Namespace) -> int:
     doubt = Doubt(arguments.sigmas, arguments.tip_sigma * 1e-3,
                   arguments.registration_sigma * 1e-3)
     task = Task.of(procedure, doubt)
-    anatomy, words = _anatomy(procedure, task, arguments)
+    sources, words = _sources(procedure, task, arguments)
+    lower, upper = task.region()
+    anatomy = build_map(sources, lower, upper, band=task.band)
     found = search(task, anatomy)
     paths = choose(found, arguments.count)
     print(f'{procedure.name}, {words}: {int(found.allowed.sum())} of {len(found.entries)} paths '
           f'keep every limit (k = {doubt.sigmas:g})')
     print(table(paths))
-    write(arguments.output, Plan(procedure.name, words, doubt.sigmas, paths), task, anatomy,
-          found)
+    write(arguments.output, Plan(procedure.name, words, doubt.sigmas, paths), task, found,
+          build_map(sources, lower - _ROUND, upper + _ROUND, _ROUND_SPACING, task.band))
     print(f'plan.yaml and pictures are in {arguments.output}')
     return 0
 
 
-def write(output: Path, made: Plan, task: Task, anatomy: AnatomyMap, found: Candidates) -> None:
-    """Write ``plan.yaml``, ``window.png``, ``slices.png`` and ``scene.png`` into a folder."""
+def write(output: Path, made: Plan, task: Task, found: Candidates, round_: AnatomyMap) -> None:
+    """Write ``plan.yaml``, ``window.png``, ``slices.png`` and ``scene.png`` into a folder.
+
+    Args:
+        output: the folder; made if missing.
+        made: the plan.
+        task: what it solves.
+        found: all paths.
+        round_: a map that shows more than the paths need.
+    """
     output.mkdir(parents=True, exist_ok=True)
     save(output / 'plan.yaml', made)
-    pictures = {'window': picture.window_picture(task, found, made.paths),
-                'slices': picture.slices_picture(task, anatomy, made.paths[0]),
-                'scene': picture.scene_picture(task, anatomy, made.paths)}
+    pictures = {'window': picture.window_picture(task, round_, found, made.paths),
+                'slices': picture.slices_picture(task, round_, made.paths[0]),
+                'scene': picture.scene_picture(task, round_, made.paths)}
     for name, pixels in pictures.items():
         if not cv2.imwrite(str(output / f'{name}.png'), pixels):
             raise OSError(f'{output / name}.png cannot be written; name another folder')
@@ -101,17 +113,17 @@ def _with_markups(procedure: Procedure, arguments: argparse.Namespace) -> Proced
                    entry=points.get('entry', procedure.entry))
 
 
-def _anatomy(procedure: Procedure, task: Task,
-             arguments: argparse.Namespace) -> tuple[AnatomyMap, str]:
-    """Return the map and what it was made of, in words."""
-    lower, upper = task.region()
+def _sources(procedure: Procedure, task: Task,
+             arguments: argparse.Namespace) -> tuple[dict[str, Source | Shape], str]:
+    """Return the structures that count, and where they are from, in words."""
     needed = ('skin', *task.avoid)
+    sources: dict[str, Source | Shape] = {}
     if not arguments.labels and not arguments.mesh:
         solids = build_structures(procedure.region, arguments.seed, procedure.target)
-        return (build_map({name: solids[name] for name in needed}, lower, upper, band=task.band),
-                f'simulated patient {arguments.seed}')
-    sources: dict[str, Source | Shape] = {
-        name: read_mesh(Path(file), arguments.space) for name, file in map(_pair, arguments.mesh)}
+        sources |= {name: solids[name] for name in needed}
+        return sources, f'simulated patient {arguments.seed}'
+    for name, file in map(_pair, arguments.mesh):
+        sources[name] = read_mesh(Path(file), arguments.space)
     if arguments.labels:
         labels = read_labels(arguments.labels)
         for name, values in map(_pair, arguments.structure):
@@ -122,8 +134,7 @@ def _anatomy(procedure: Procedure, task: Task,
         raise PlanningFileError(f'no structure is named {", ".join(missing)}; give each with '
                                 '--structure NAME=LABEL or --mesh NAME=FILE')
     files = [str(file) for file in (arguments.labels, *arguments.mesh) if file]
-    return (build_map({name: sources[name] for name in needed}, lower, upper, band=task.band),
-            ', '.join(files))
+    return {name: sources[name] for name in needed}, ', '.join(files)
 
 
 def _pair(text: str) -> tuple[str, str]:

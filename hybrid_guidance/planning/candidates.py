@@ -185,7 +185,7 @@ def entry_window(task: Task, anatomy: AnatomyMap,
         (N, 3) m, and how far the nearest of the places not on the skin is off it, m (0 if any is
         on it).
     """
-    normal = _skin_slopes(anatomy, task.window[None])[0]
+    normal = skin_normals(anatomy, task.window[None])[0]
     if not np.any(normal):
         normal = _unit(task.window - task.target)
     across = np.stack(perpendiculars(normal))
@@ -244,11 +244,11 @@ def _upper(setup: PlanningSetup, name: str, unit: str, value: Array, limit: floa
 
 def _skin_angles(anatomy: AnatomyMap, entries: Points, shafts: Array) -> Array:
     """Return the (N,) angles between the ways in and the skin's normal, rad."""
-    normals = _skin_slopes(anatomy, entries)
+    normals = skin_normals(anatomy, entries)
     return np.asarray(np.arccos(np.clip(np.sum(normals * shafts, axis=1), -1.0, 1.0)))
 
 
-def _skin_slopes(anatomy: AnatomyMap, places: Points) -> Array:
+def skin_normals(anatomy: AnatomyMap, places: Points) -> Array:
     """Return the (N, 3) unit normals of the skin at (N, 3) m, outwards; 0 far from it."""
     step = 1.5 * anatomy.grid.spacing
     slopes = np.stack([anatomy.at('skin', places + offset) - anatomy.at('skin', places - offset)
@@ -308,8 +308,13 @@ def _clearances(task: Task, anatomy: AnatomyMap, ways: Array, lengths: Array, st
         named = name in task.avoid
         excess = np.maximum(margin - value, 0.0) if named else np.zeros(len(value))
         weight = task.setup.weights.get(name, task.setup.weights['structure']) if named else 0.0
-        lack = np.clip((margin + comfort - value) / comfort, 0.0, None)
-        return Term('mm', value, margin if named else np.nan, excess, weight * lack**2, horizon)
+        # What the target itself costs, no path saves.
+        at_target = (float(anatomy.at(name, task.target)) - task.needle_radius
+                     - float(task.doubt.slack(np.zeros(()))))
+        lack, least = (np.clip((margin + comfort - distance) / comfort, 0.0, None)
+                       for distance in (value, np.asarray(at_target)))
+        cost = weight * np.maximum(lack**2 - least**2, 0.0)
+        return Term('mm', value, margin if named else np.nan, excess, cost, horizon)
 
     if workers < 2:
         return {name: term(name) for name in names}

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from hybrid_guidance.geometry.rigid import perpendiculars
 from hybrid_guidance.geometry.types import Array, Points
 from hybrid_guidance.planning.anatomy_map import AnatomyMap
-from hybrid_guidance.planning.candidates import Candidates, Task
+from hybrid_guidance.planning.candidates import Candidates, Task, skin_normals
 from hybrid_guidance.planning.choice import RankedPath, probe_outline
 
 Picture = NDArray[np.uint8]
@@ -44,14 +44,13 @@ def _text(picture: Picture, words: str, place: tuple[int, int], size: float = 0.
     cv2.putText(picture, words, place, cv2.FONT_HERSHEY_SIMPLEX, size, colour, 1, cv2.LINE_AA)
 
 
-def window_picture(task: Task, found: Candidates, paths: Sequence[RankedPath],
-                   pixels: int = 640) -> Picture:
-    """Return (H, W, 3) BGR: the cost of each entry, seen along the best way in.
+def window_picture(task: Task, anatomy: AnatomyMap, found: Candidates,
+                   paths: Sequence[RankedPath], pixels: int = 640) -> Picture:
+    """Return (H, W, 3) BGR: the cost of each entry, seen from outside, square to the skin.
 
     Refused entries are grey; numbers are the ranked paths.
     """
-    direction = paths[0].path.direction
-    across = _upright(direction)
+    across = _upright(-skin_normals(anatomy, task.window[None])[0])
     middle = task.window
     flat = (found.entries - middle) @ across.T
     half = float(np.abs(flat).max()) * 1.1
@@ -171,7 +170,7 @@ def _slice(task: Task, anatomy: AnatomyMap, centre: Points, right: Array, down: 
         picture[distance < 0.0] = colour
         for level, wide in ((0.0, 1), (margin, 1)):
             _contour(picture, distance < level, tuple(int(0.7 * c) for c in colour), wide)
-    _contour(picture, (skin < 0.0) & held, _INK, 1)
+    picture[(np.abs(skin) < reach / pixels) & held] = _INK
     return np.ascontiguousarray(picture, np.uint8)
 
 
@@ -271,8 +270,13 @@ def _trace(picture: Picture, depth: Array, start: Points, view: Array,
     def call(places: Points) -> Array:
         return anatomy.at(name, places)
 
-    travelled = np.zeros(len(start))
-    active = np.arange(len(start))
+    grid = anatomy.grid
+    ends = grid.origin + np.array([[0.5], [0.0]]) * grid.spacing + np.array(
+        [np.zeros(3), (np.array(grid.shape[::-1]) - 1.5) * grid.spacing])
+    slope = np.where(np.abs(view) < 1e-9, 1e-9, view)
+    crossings = (ends[:, None] - start) / slope
+    travelled = np.maximum(crossings.min(axis=0).max(axis=1), 0.0)
+    active = np.flatnonzero(travelled < crossings.max(axis=0).min(axis=1))
     hit = np.zeros(len(start), bool)
     for _ in range(80):
         places = start[active] + travelled[active, None] * view

@@ -372,16 +372,15 @@ class _Samples:
         # How far the value of a voxel may be from that of a place in it, twice.
         error = np.float32(np.sqrt(3.0) * self._anatomy.grid.spacing)
         bound = np.minimum(lowest + error, np.float32(horizon) + error / 2)
-        rows, columns = np.nonzero(rough <= bound)
+        chosen = np.flatnonzero(rough <= bound)
         value = np.full(count, horizon)
-        if rows.size:
-            exact = self._trilinear(field_, rows, columns) - self._slack[rows, columns]
-            np.minimum.at(value, columns, exact.astype(float))
+        if chosen.size:
+            exact = self._trilinear(field_, chosen) - self._slack.ravel().take(chosen)
+            np.minimum.at(value, chosen % count, exact.astype(float))
         return value
 
-    def _trilinear(self, field_: Single, rows: NDArray[np.int64],
-                   columns: NDArray[np.int64]) -> Single:
-        places = [axis[rows, columns] for axis in self._places]
+    def _trilinear(self, field_: Single, chosen: NDArray[np.intp]) -> Single:
+        places = [axis.ravel().take(chosen) for axis in self._places]
         _, height, width = field_.shape
         cells = [np.minimum(place.astype(np.int32), size - 2)
                  for place, size in zip(places, field_.shape[::-1], strict=True)]

@@ -1,0 +1,39 @@
+"""A ball of a body with balls in it: every distance has a closed form."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+
+from hybrid_guidance.geometry.rigid import transform
+from hybrid_guidance.planning.anatomy_map import AnatomyMap, build_map
+from hybrid_guidance.planning.candidates import Doubt, Task
+from hybrid_guidance.procedure import Probe
+from hybrid_guidance.simulation import shapes
+from hybrid_guidance.simulation.shapes import Shape
+
+BODY = 0.080
+BALLS: Mapping[str, tuple[np.ndarray, float]] = {
+    'skin': (np.zeros(3), BODY),
+    'bone': (np.array([0.040, 0.016, 0.0]), 0.006),
+    'artery': (np.array([0.060, -0.010, 0.004]), 0.003)}
+
+
+def ball(centre: np.ndarray, radius: float) -> Shape:
+    return shapes.ellipsoid(centre, np.full(3, radius))
+
+
+@pytest.fixture(scope='session')
+def task() -> Task:
+    """From the skin on the x axis to a target 40 mm below it; the slice is z = 0."""
+    slice_ = transform(np.column_stack([[0, 1, 0], [-1, 0, 0], [0, 0, 1]]),
+                       np.array([BODY, 0.05, 0.0]))
+    return Task(np.array([0.040, 0.0, 0.0]), np.array([BODY, 0.0, 0.0]), 0.09, 0.0004,
+                {'bone': 0.0002, 'artery': 0.002}, slice_, Probe('linear', np.inf, 0.04),
+                np.array([0.0, 0.0, -0.6]), doubt=Doubt(2.0, 0.0003, 0.0004, 0.01))
+
+
+@pytest.fixture(scope='session')
+def anatomy(task: Task) -> AnatomyMap:
+    return build_map({name: ball(*value) for name, value in BALLS.items()}, *task.region(),
+                     band=task.band)

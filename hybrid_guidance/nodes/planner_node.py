@@ -1,5 +1,6 @@
 """Leads the needle along a path from entry to target: the next pose, deviation, clearance."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,12 +8,15 @@ from geometry_msgs.msg import PointStamped, PoseArray, PoseStamped, PoseWithCova
 from nav_msgs.msg import Path as PathMessage
 from std_msgs.msg import Float64
 from std_srvs.srv import SetBool, Trigger
-from visualization_msgs.msg import MarkerArray
+from visualization_msgs.msg import Marker, MarkerArray
 
 from hybrid_guidance.geometry.needle import NeedleEstimate
 from hybrid_guidance.geometry.rigid import inverse, transform_points
 from hybrid_guidance.geometry.types import Points
 from hybrid_guidance.parameters import parameter
+from hybrid_guidance.planning.approval import Approval
+from hybrid_guidance.planning.candidates import Doubt, Task
+from hybrid_guidance.planning.choice import Chooser, table
 from hybrid_guidance.planning.clearance import Clearance, Nearest
 from hybrid_guidance.planning.guidance import Command, Guidance, GuidanceSettings
 from hybrid_guidance.planning.path import Path, PlanError
@@ -57,6 +61,16 @@ class PlannerParameters:
         'deviation of the tip in a direction above which it is not corrected that way'))
     target_tolerance: float = parameter(0.0005, low=0.0001, high=0.01, unit='m', fixed=True,
                                         meaning='distance at which the target is reached')
+    choose: bool = parameter(False, fixed=True, meaning=(
+        'plan/compute searches the window round the entry and takes the best path; otherwise '
+        'the entry stays where it is'))
+    tip_sigma: float = parameter(0.0003, low=0.0, high=0.01, unit='m', fixed=True, meaning=(
+        'deviation of the tip that the choice of a path counts with'))
+    registration_sigma: float = parameter(
+        0.0003, low=0.0, high=0.01, unit='m', fixed=True, meaning=(
+            'deviation of the registration at the target that the choice counts with'))
+    registration_limit: float = parameter(0.003, low=0.0005, high=0.1, unit='m', fixed=True,
+        meaning='a jump of the target in world by more than this withdraws the approval')
     stale: float = parameter(0.5, low=0.05, high=5.0, unit='s', meaning=(
         'an older needle moves nothing'))
 
@@ -78,15 +92,20 @@ class PlannerNode(GuidanceNode[PlannerParameters]):
         self._markers = publish(MarkerArray, 'plan/markers', qos.STATE)
         procedure = load_procedure(self.parameters.procedure)
         self._points = {'entry': procedure.entry, 'target': procedure.target}
-        self._insert_by_eye = procedure.insert_by_eye
-        structures = {}
+        self._window, self._insert_by_eye = procedure.entry, procedure.insert_by_eye
+        structures, self._chooser = {}, None
         if self.parameters.anatomy == 'simulated':
             solids = build_structures(procedure.region, self.parameters.seed,
                                       procedure.target)
             structures = {name: solids[name].at for name in procedure.avoid}
+            if self.parameters.choose:
+                doubt = Doubt(self.parameters.sigmas, self.parameters.tip_sigma,
+                              self.parameters.registration_sigma)
+                self._chooser = Chooser(Task.of(procedure, doubt), solids)
         self._clearance = Clearance(structures, self.parameters.sigmas)
         self._guidance: Guidance | None = None
-        self._approved = self._seen = False
+        self._approval = Approval(self.parameters.registration_limit)
+        self._seen, self._refused = False, ''
         self._latest_ns = 0
         for name in self._points:
             self.create_subscription(PointStamped, f'plan/{name}',
@@ -97,9 +116,11 @@ class PlannerNode(GuidanceNode[PlannerParameters]):
         self.create_service(Trigger, 'plan/compute', self._on_compute)
         self.create_service(SetBool, 'plan/approve', self._on_approve)
         self.create_timer(0.1, self._watch)
-        self._plan()
+        self._plan('planned anew')
 
-    def _plan(self) -> None:
+    def _plan(self, why: str, extra: Sequence[Marker] = ()) -> None:
+        if self._approval.given:
+            self._approval.withdraw(why)
         settings = GuidanceSettings(
             standoff=self.parameters.standoff, first_depth=self._insert_by_eye,
             step=self.parameters.step, lateral_tolerance=self.parameters.lateral_tolerance,
@@ -107,8 +128,7 @@ class PlannerNode(GuidanceNode[PlannerParameters]):
             depth_doubt=self.parameters.depth_doubt, lateral_doubt=self.parameters.lateral_doubt,
             target_tolerance=self.parameters.target_tolerance)
         path = Path(self._points['entry'], self._points['target'])
-        self._guidance = Guidance(path, settings)
-        self._approved = False
+        self._guidance, self._refused = Guidance(path, settings), ''
         now = self.now_ns()
         self._static.sendTransform(transform_message('patient', 'plan', now, path.patient_T_plan))
         poses = path.waypoints(self.parameters.step)
@@ -116,8 +136,8 @@ class PlannerNode(GuidanceNode[PlannerParameters]):
             pose_stamped(pose, 'patient', now) for pose in poses]))
         self._waypoints.publish(PoseArray(header=header('patient', now),
                                           poses=[pose_message(pose) for pose in poses]))
-        self._markers.publish(MarkerArray(
-            markers=markers.path(path.entry, path.target, 'patient', now)))
+        self._markers.publish(MarkerArray(markers=[
+            *markers.path(path.entry, path.target, 'patient', now), *extra]))
 
     def _on_point(self, name: str, message: PointStamped) -> None:
         point = point_array(message.point)
@@ -126,14 +146,25 @@ class PlannerNode(GuidanceNode[PlannerParameters]):
         before = self._points
         self._points = {**before, name: point}
         try:
-            self._plan()
+            self._plan(f'{name} moved by {np.linalg.norm(point - before[name]) * 1e3:.1f} mm')
         except PlanError:
             self._points = before
             raise
+        if name == 'entry':
+            self._window = point
         self.get_logger().info(f'{name} moved: the plan is new and must be approved')
 
     def _on_compute(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        self._plan()
+        extra: list[Marker] = []
+        if self._chooser is not None:
+            try:
+                extra = self._choose()
+            except PlanError as error:
+                self._refused = str(error)
+                self._approval.withdraw(self._refused)
+                response.success, response.message = False, self._refused
+                return response
+        self._plan('planned anew', extra)
         path = self._guidance.path
         least = self._clearance.along(path)
         response.success = True
@@ -142,8 +173,23 @@ class PlannerNode(GuidanceNode[PlannerParameters]):
             ', no anatomy to keep clear of')
         return response
 
+    def _choose(self) -> list[Marker]:
+        """Move the entry to the best of the window; return markers of all."""
+        found, paths = self._chooser.choose(self._points['target'], self._window)
+        self._points = {**self._points, 'entry': paths[0].path.entry}
+        self.get_logger().info('ranked paths:\n' + table(paths))
+        few = slice(None, None, max(1, len(found.entries) // 1500))
+        return markers.candidates(found.entries[few], found.cost[few], [
+            (path.path.entry, path.path.target) for path in paths], 'patient', self.now_ns())
+
     def _on_approve(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
-        self._approved = request.data
+        if request.data and self._refused:
+            response.success, response.message = False, f'nothing to approve: {self._refused}'
+            return response
+        if request.data:
+            self._approval.give()
+        else:
+            self._approval.withdraw('withdrawn by plan/approve')
         response.success = True
         response.message = 'guiding' if request.data else 'approval withdrawn; nothing moves'
         return response
@@ -163,7 +209,7 @@ class PlannerNode(GuidanceNode[PlannerParameters]):
         nearest = self._clearance.nearest(needle.tip, needle.covariance)
         if nearest is not None:
             self._warn(nearest, needle, stamp)
-        if self._approved:
+        if self._approval.given:
             self._lead(self._guidance.by_image(needle), stamp)
 
     def _warn(self, nearest: Nearest, needle: NeedleEstimate, stamp: int) -> None:
@@ -179,11 +225,16 @@ class PlannerNode(GuidanceNode[PlannerParameters]):
 
     def _watch(self) -> None:
         now = self.now_ns()
-        if self._approved and not self._seen:
+        if self._approval.given and not self._seen:
             self._lead(self._guidance.by_eye(now), now)
         lost = self._seen and (now - self._latest_ns) * 1e-9 > self.parameters.stale
         self.health.set('needle', not lost, 'not seen any more; nothing moves until it is')
-        self.health.set('approval', self._approved, 'the plan waits for plan/approve')
+        try:
+            if self._approval.look(self.lookup('world', 'patient', 0), self._points['target']):
+                self.get_logger().warning(self._approval.why_not)
+        except tf.TransformException:
+            pass  # nothing is registered yet
+        self.health.set('approval', self._approval.given, self._approval.why_not)
 
 
 def main() -> None:

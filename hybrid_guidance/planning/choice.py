@@ -1,14 +1,23 @@
 """The best few paths, so unlike one another that there is something to choose from."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from hybrid_guidance.geometry.rigid import transform_points
 from hybrid_guidance.geometry.types import Points
-from hybrid_guidance.planning.candidates import Candidates, Task, Term, housing, in_unit
+from hybrid_guidance.planning.anatomy_map import AnatomyMap, Source, build_map
+from hybrid_guidance.planning.candidates import (
+    Candidates,
+    Task,
+    Term,
+    housing,
+    in_unit,
+    search,
+)
 from hybrid_guidance.planning.path import Path
+from hybrid_guidance.simulation.shapes import Shape
 
 APART = 0.006
 
@@ -108,6 +117,39 @@ def table(paths: tuple[RankedPath, ...]) -> str:
             f'{terms["out_of_slice"].shown():>12}  {terms["beam_angle"].shown():>7}  '
             f'{terms["ray_angle"].shown():>8}')
     return '\n'.join(lines)
+
+
+class Chooser:
+    """Chooses paths again and again, with one map as long as it holds them.
+
+    Args:
+        task: the problem; its target and window may move.
+        sources: name to structure: the skin, and all that is to be avoided.
+    """
+
+    def __init__(self, task: Task, sources: Mapping[str, Source | Shape]) -> None:
+        self._task = task
+        self._sources = {name: sources[name] for name in ('skin', *task.avoid)}
+        self._made: tuple[Task, AnatomyMap] | None = None
+
+    def choose(self, target: Points, window: Points,
+               count: int = 5) -> tuple[Candidates, tuple[RankedPath, ...]]:
+        """Return all judged paths and the best few.
+
+        Args:
+            target: (3,) m, in ``patient``.
+            window: (3,) m, middle of the entry window.
+            count: how many at most.
+
+        Raises:
+            PlanError: no path keeps every limit; the message says which refuses, by how much.
+        """
+        task = replace(self._task, target=target, window=window)
+        if self._made is None or not (np.array_equal(self._made[0].target, target)
+                                      and np.array_equal(self._made[0].window, window)):
+            self._made = task, build_map(self._sources, *task.region(), band=task.band)
+        found = search(task, self._made[1])
+        return found, choose(found, count)
 
 
 def probe_outline(task: Task) -> Points:

@@ -57,6 +57,33 @@ def path(entry: Points, target: Points, frame_id: str, stamp: int) -> list[Marke
     return [line, *balls]
 
 
+def candidates(entries: Points, costs: Array, ways: Sequence[tuple[Points, Points]],
+               frame_id: str, stamp: int) -> list[Marker]:
+    """Return the entries of judged paths coloured by cost, and the ranked ways as thin lines.
+
+    Args:
+        entries: (N, 3) m.
+        costs: (N,) of the paths, infinite where refused: green is best, red worst, grey refused.
+        ways: (entry, target) of the ranked paths, (3,) m each.
+        frame_id: of the points.
+        stamp: ns.
+    """
+    dots = _marker(Marker.SPHERE_LIST, 'candidates', 0, frame_id, stamp, (1.0, 1.0, 1.0, 1.0))
+    dots.scale.x = dots.scale.y = dots.scale.z = 0.001
+    allowed = np.isfinite(costs)
+    low = float(costs[allowed].min()) if allowed.any() else 0.0
+    spread = max(float(np.ptp(costs[allowed])) if allowed.any() else 0.0, 1e-9)
+    for entry, cost, free in zip(entries, costs, allowed, strict=True):
+        share = float((cost - low) / spread) if free else 0.5
+        dots.points.append(point_message(entry))
+        dots.colors.append(ColorRGBA(r=share, g=1.0 - share, b=0.1, a=1.0) if free else
+                           ColorRGBA(r=0.5, g=0.5, b=0.5, a=0.4))
+    lines = _marker(Marker.LINE_LIST, 'candidates', 1, frame_id, stamp, (0.6, 0.8, 0.9, 0.6))
+    lines.scale.x = 0.0004
+    lines.points = [point_message(point) for way in ways for point in way]
+    return [dots, lines]
+
+
 def words(text: str, point: Points, frame_id: str, stamp: int) -> Marker:
     """Return a line of text that faces the viewer."""
     marker = _marker(Marker.TEXT_VIEW_FACING, 'words', 0, frame_id, stamp, (1.0, 1.0, 1.0, 1.0))

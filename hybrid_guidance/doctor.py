@@ -13,7 +13,7 @@ from pathlib import Path
 
 from hybrid_guidance.resources import resource
 
-_LIBRARIES = (('numpy', 'numpy'), ('cv2', 'OpenCV'), ('open3d', 'Open3D'),
+_LIBRARIES = (('numpy', 'numpy'), ('scipy', 'SciPy'), ('cv2', 'OpenCV'), ('open3d', 'Open3D'),
               ('transforms3d', 'transforms3d'), ('pydicom', 'pydicom'))
 """(module, name for people)."""
 

@@ -217,3 +217,23 @@ def test_a_linear_probe_has_a_flat_face(tmp_path: Path) -> None:
     assert np.isinf(loaded.ultrasound.probe.radius)
     top = loaded.ultrasound_projection().pixels(np.zeros(3))[1]
     assert 0.0 <= top < loaded.ultrasound.pixels[1] * 0.2
+
+
+def test_planning_changes_what_it_names_and_nothing_else(tmp_path: Path) -> None:
+    plain = load_procedure('lumbar_facet_injection').planning
+    changed = load_procedure(edited(tmp_path, planning={
+        'window': 0.01, 'limits': {'skin_angle_deg': 45}, 'weights': {'aorta': 3}})).planning
+    assert changed.window == 0.01
+    assert changed.comfort == plain.comfort
+    assert changed.limits == {**plain.limits, 'skin_angle': pytest.approx(np.pi / 4)}
+    assert changed.weights == {**plain.weights, 'aorta': 3.0}
+
+
+@pytest.mark.parametrize(('planning', 'words'), [
+    ({'radius': 0.01}, 'radius is unknown'), ({'window': 0}, 'window must be above 0'),
+    ({'limits': {'skin_angle': 1}}, 'skin_angle is unknown'),
+    ({'weights': {'spleen': 1}}, 'spleen is unknown'), ({'weights': {'bone': -1}}, 'bone must')])
+def test_planning_that_cannot_be_is_refused(tmp_path: Path, planning: dict[str, Any],
+                                            words: str) -> None:
+    with pytest.raises(ProcedureError, match=words):
+        load_procedure(edited(tmp_path, planning=planning))

@@ -10,12 +10,14 @@ half a voxel.
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from hybrid_guidance.geometry.rigid import transform_points
 from hybrid_guidance.geometry.types import Array, Points, Transform
 from hybrid_guidance.simulation import shapes
 from hybrid_guidance.simulation.anatomy import Grid
@@ -113,35 +115,51 @@ class LabelSource:
     mask: NDArray[Any]
     patient_T_voxel: Transform
 
-    def _box(self) -> Array:
-        """(2, 3) corners in ``patient``, half a voxel beyond the outermost centres."""
+    @cached_property
+    def _held(self) -> Array:
+        """(2, 3) first and last (x, y, z) index of the structure."""
         reach = [np.flatnonzero(self.mask.any(axis=axes)) for axes in ((0, 1), (0, 2), (1, 2))]
         if not reach[0].size:
             raise MapError('a structure of the label map has no voxel; name a label that is there')
-        low, high = (np.array([line[end] for line in reach]) for end in (0, -1))
+        return np.array([[line[end] for line in reach] for end in (0, -1)], dtype=float)
+
+    @cached_property
+    def _box(self) -> Array:
+        """(2, 3) corners in ``patient``, a voxel beyond the outermost centres."""
+        low, high = self._held + [[-1.0], [1.0]]
         choice = np.array(np.meshgrid([0, 1], [0, 1], [0, 1])).reshape(3, 8).T
-        corners = np.where(choice, high + 0.5, low - 0.5)
-        places = corners @ self.patient_T_voxel[:3, :3].T + self.patient_T_voxel[:3, 3]
+        places = transform_points(self.patient_T_voxel, np.where(choice, high, low))
         return np.stack([places.min(axis=0), places.max(axis=0)])
 
     @property
     def lower(self) -> Array:
         """(3,) m."""
-        return np.asarray(self._box()[0])
+        return np.asarray(self._box[0])
 
     @property
     def upper(self) -> Array:
         """(3,) m."""
-        return np.asarray(self._box()[1])
+        return np.asarray(self._box[1])
 
     def feet(self, grid: Grid) -> Feet:
         """Return the surface on a grid."""
-        voxel_T_patient = np.linalg.inv(self.patient_T_voxel)
-        # Index order of the arrays is z, y, x.
-        matrix = voxel_T_patient[:3, :3][::-1, ::-1] * grid.spacing
-        start = (voxel_T_patient[:3, :3] @ grid.origin + voxel_T_patient[:3, 3])[::-1]
-        full = ndimage.affine_transform(self.mask.astype(np.float32), matrix, start,
-                                        output_shape=grid.shape, order=1, mode='constant')
+        full = np.zeros(grid.shape, np.float32)
+        window = grid.window(self.lower, self.upper)
+        inner = _window(grid, window)
+        if min(inner.shape) > 0:
+            low, high = (self._held + [[-1.0], [1.0]]).astype(int)
+            first = np.maximum(low, 0)
+            crop = self.mask[tuple(slice(int(a), int(b) + 1) for a, b in
+                                   zip(first[::-1], high[::-1], strict=True))]
+            voxel_T_patient: Transform = np.asarray(np.linalg.inv(self.patient_T_voxel), float)
+            start = transform_points(voxel_T_patient, inner.origin) - first
+            # Index order of the arrays is z, y, x.
+            matrix = voxel_T_patient[:3, :3][::-1, ::-1] * grid.spacing
+            if np.allclose(matrix, np.diag(np.diag(matrix)), atol=1e-9):
+                matrix = np.diag(matrix).copy()  # along the axes SciPy is quicker
+            full[window] = ndimage.affine_transform(
+                crop.astype(np.float32), matrix, start[::-1], output_shape=inner.shape, order=1,
+                mode='constant')
         return feet_of_field(grid, np.float32(0.5) - full)
 
 

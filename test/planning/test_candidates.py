@@ -1,9 +1,9 @@
 import re
 from dataclasses import replace
 
-import conftest
 import numpy as np
 import pytest
+from balls import BALLS, BODY, ball
 
 from hybrid_guidance.planning.anatomy_map import AnatomyMap, MapError, build_map
 from hybrid_guidance.planning.candidates import (
@@ -16,8 +16,7 @@ from hybrid_guidance.planning.candidates import (
 )
 from hybrid_guidance.planning.path import PlanError
 from hybrid_guidance.procedure import PlanningSetup
-
-BALLS, BODY = conftest.BALLS, conftest.BODY
+from hybrid_guidance.simulation import shapes
 
 
 def entries_of(task: Task, count: int = 300) -> np.ndarray:
@@ -137,8 +136,8 @@ def test_short_needle_is_the_reason_and_by_how_much(task: Task, anatomy: Anatomy
 
 def test_blocked_window_names_what_blocks_it(task: Task) -> None:
     """A plate of bone above the target, wider than the window."""
-    solids = {name: conftest.ball(*value) for name, value in BALLS.items()}
-    solids['bone'] = conftest.shapes.box(np.array([0.06, 0, 0]), np.array([0.002, 0.03, 0.03]),
+    solids = {name: ball(*value) for name, value in BALLS.items()}
+    solids['bone'] = shapes.box(np.array([0.06, 0, 0]), np.array([0.002, 0.03, 0.03]),
                                          0.001)
     blocked = build_map(solids, *task.region(), band=task.band)
     words = refused(task, blocked)
@@ -154,7 +153,7 @@ def test_window_off_the_skin_is_the_reason(task: Task, anatomy: AnatomyMap) -> N
     """A window that lies in the air and far from the skin, by hand 30 mm above it."""
     setup = PlanningSetup(window=0.004)
     off = replace(task, window=np.array([BODY + 0.03, 0.0, 0.0]), setup=setup)
-    wide = build_map({name: conftest.ball(*value) for name, value in BALLS.items()},
+    wide = build_map({name: ball(*value) for name, value in BALLS.items()},
                      *off.region(), band=0.04)
     assert 'lies off the skin' in refused(off, wide)
 

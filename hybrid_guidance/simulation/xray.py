@@ -30,6 +30,8 @@ SPECTRUM_80 = (0.20, 0.32, 0.31, 0.17)
 _WEDGE_REACH = 0.18
 # Slices nearer to the source than this are not in the beam, metres.
 _NEAREST = 0.01
+# Metres and radians below which nothing has moved: a thousandth of a pixel.
+_STILL = 1e-7
 # Rays are summed at this share of a voxel's edge: beyond it the bones would lose their edges.
 _PITCH = 0.75
 # Photons per m² and Gy of air kerma, RQA5 (IEC 62220-1: 30 174 per mm² and µGy).
@@ -57,6 +59,15 @@ class Technique:
         scatter_to_primary: mean over the body, after the grid.
         equalisation: share of the missing thickness that the wedge filters in the collimator
             make up where the body is thin; without them the skin burns out.
+        glare: share of the light that scatters far within the screen or image intensifier:
+            veiling glare. About 0.01 of a flat panel, 0.06 to 0.10 of an intensifier (Rowlands
+            and Yorkston, Handbook of Medical Imaging 1, SPIE 2000, chapter 4).
+        glare_reach: standard deviation of that spread, metres.
+        collimation: what blades of lead cover at the left, top, right and bottom of the
+            detector, metres.
+        distortion: how much further from the centre, as a share, an image intensifier shows
+            the middle of a side (positive: pincushion). Needs a calibration of its own:
+            ``projection`` leaves it out.
         electronic_noise: standard deviation, photons.
         noise: False for a noiseless detector.
     """
@@ -71,6 +82,10 @@ class Technique:
     blur: float = 0.00017
     scatter_to_primary: float = 0.35
     equalisation: float = 0.65
+    glare: float = 0.0
+    glare_reach: float = 0.03
+    collimation: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+    distortion: float = 0.0
     electronic_noise: float = 4.0
     noise: bool = True
 
@@ -105,6 +120,8 @@ class XrayRenderer:
                                 / self.detector_air_kerma_per_pulse())
         self._rng = np.random.default_rng(seed)
         self._bank = self._noise_bank()
+        self._open = self._aperture()
+        self._bent = _bent(self._size, technique.distortion)
         self._pose: Transform | None = None
         self._dirty: list[tuple[slice, slice]] = []
         self._allocate()
@@ -128,14 +145,17 @@ class XrayRenderer:
         else:
             self._out[:] = mean
         # Rounds and saturates in one pass.
-        return np.asarray(cv2.multiply(self._out, self._gain, dtype=cv2.CV_16U), np.uint16)
+        counts = cv2.multiply(self._out, self._gain, dtype=cv2.CV_16U)
+        if self._bent is not None:
+            counts = cv2.remap(counts, *self._bent, cv2.INTER_LINEAR)
+        return np.asarray(counts, np.uint16)
 
     def expected(self, patient_T_optical: Transform, needles: Sequence[Needle] = ()) -> Picture:
         """Return the mean recorded photons per pixel, (H, W) float32, before noise.
 
         The array is reused by the next call.
         """
-        if self._pose is None or not np.array_equal(self._pose, patient_T_optical):
+        if self._pose is None or not _same(self._pose, patient_T_optical):
             self._look(patient_T_optical)
             self._pose = np.array(patient_T_optical)
         else:
@@ -149,10 +169,10 @@ class XrayRenderer:
         """Return the metres of soft tissue (as water) and of compact bone along each ray.
 
         Returns:
-            Two (H / step, W / step) float32; pixel i covers detector pixels i·step to
-            i·step + step - 1.
+            Two (H / step, W / step) float32, rounded up; pixel i covers detector pixels
+            i·step to i·step + step - 1.
         """
-        shape = (self._size[1] // self._step, self._size[0] // self._step)
+        shape = (-(-self._size[1] // self._step), -(-self._size[0] // self._step))
         matrix = _coarse(self._step) @ self.projection.matrix
         bone = self._bone.integrate(matrix, patient_T_optical, shape) / np.float32(255.0)
         # Soft tissue is smooth: half as many rays do, and the coarse surround needs fewer still.
@@ -178,8 +198,9 @@ class XrayRenderer:
 
     def kerma_area_product_per_pulse(self) -> float:
         """Return the kerma-area product of one pulse, Gy·m²; the same at every distance."""
-        width, height = self.technique.detector_size
-        return self.detector_air_kerma_per_pulse() * width * height
+        (width, height), blades = self.technique.detector_size, self.technique.collimation
+        area = max(width - blades[0] - blades[2], 0.0) * max(height - blades[1] - blades[3], 0.0)
+        return self.detector_air_kerma_per_pulse() * area
 
     def _photons_per_pixel(self) -> float:
         width, height = self.technique.detector_size
@@ -225,19 +246,54 @@ class XrayRenderer:
         soft, bone = self.line_integrals(patient_T_optical)
         total = np.zeros_like(soft)
         incident = self._wedge(soft)
+        incident *= self._open
         for index, weight in enumerate(self._weights):
             passed = cv2.exp(-SOFT[index] * soft - BONE[index] * bone)
             passed *= incident * np.float32(weight * self._photons)
             total += passed
-            cv2.resize(passed, self._size, dst=self._bins[index],
-                       interpolation=cv2.INTER_LINEAR)
-        cv2.resize(self._scattered(total), self._size, dst=self._scatter,
-                   interpolation=cv2.INTER_LINEAR)
+            self._bins[index][:] = self._full(passed)
+        self._scatter[:] = self._full(self._glared(total, self._scattered(total)))
         primary: Picture = np.asarray(np.sum(self._bins, axis=0), np.float32)
         self._still[:] = self._spread(primary, self._blur_pixels) + self._scatter
         self._still_deviation[:] = self._noise_level(self._still)
         self._mean[:] = self._still
         self._deviation[:] = self._still_deviation
+
+    def _aperture(self) -> Picture:
+        """Return the share of each ray that passes the blades; cut pixels pass in part."""
+        sides = []
+        for axis in (0, 1):
+            count, length = self._size[axis], self.technique.detector_size[axis]
+            pitch = length / count * self._step
+            edge = np.arange(-(-count // self._step)) * pitch
+            first = self.technique.collimation[axis]
+            blade = self.technique.collimation[axis + 2]
+            # The last ray of an odd number of pixels is half outside the detector, not covered.
+            last = length - blade if blade > 0.0 else np.inf
+            sides.append(np.clip((np.minimum(edge + pitch, last) - np.maximum(edge, first))
+                                 / pitch, 0.0, 1.0))
+        return np.asarray(np.outer(sides[1], sides[0]), np.float32)
+
+    def _glared(self, primary: Picture, scatter: Picture) -> Picture:
+        """Return what is added to the primary image: scatter, and light moved by glare.
+
+        Taken from where needles are not: a needle's own share of the glare is left out.
+        """
+        share = np.float32(self.technique.glare)
+        if share <= 0.0:
+            return scatter
+        signal = primary + scatter
+        small = cv2.resize(signal, None, fx=0.125, fy=0.125, interpolation=cv2.INTER_AREA)
+        reach = self.technique.glare_reach / self.technique.detector_size[0] * small.shape[1]
+        wide = cv2.resize(self._spread(small, reach), primary.shape[::-1],
+                          interpolation=cv2.INTER_LINEAR)
+        return np.asarray(scatter + share * (wide - signal), np.float32)
+
+    def _full(self, picture: Picture) -> Picture:
+        """Return a picture of rays at the detector's size."""
+        whole = cv2.resize(picture, None, fx=self._step, fy=self._step,
+                           interpolation=cv2.INTER_LINEAR)
+        return np.asarray(whole[:self._size[1], :self._size[0]], np.float32)
 
     def _wedge(self, soft: Picture) -> Picture:
         """Return the share of the beam that the wedge filters let through, smooth."""
@@ -454,6 +510,28 @@ class _Cylinder:
                                      - np.maximum(near, np.minimum(first, last)), 0.0))
 
 
+def _bent(size: tuple[int, int], distortion: float) -> tuple[Picture, Picture] | None:
+    """Return the columns and rows that each pixel of a distorted picture shows, or None.
+
+    A point at r (1 at the middle of a side) is shown at r (1 + distortion r²).
+    """
+    if distortion == 0.0:
+        return None
+    x, y = np.meshgrid(*[(np.arange(count) - (count - 1) / 2) / (size[0] / 2) for count in size])
+    shown = np.hypot(x, y)
+    true = shown.copy()
+    for _ in range(8):
+        true = shown / (1.0 + distortion * true**2)
+    shrink = true / np.maximum(shown, 1e-9) * (size[0] / 2)
+    return (np.asarray(x * shrink + (size[0] - 1) / 2, np.float32),
+            np.asarray(y * shrink + (size[1] - 1) / 2, np.float32))
+
+
+def _same(first: Transform, second: Transform) -> bool:
+    """Tell whether a C-arm stands: rounding on the way here is no motion."""
+    return bool(np.abs(first - second).max() < _STILL)
+
+
 def _spectrum(kvp: float) -> tuple[float, ...]:
     """Return the weights of the energy bins: harder with voltage, equal sum."""
     tilt = (kvp - 80.0) / 80.0
@@ -510,7 +588,7 @@ def _bounds(projection: Projection, ends: Points, radius: float,
     """Return rows and columns of a box round a segment (2, 3) in the optical frame, clipped."""
     depth = np.maximum(ends[:, 2:], 1e-3)
     pixels = projection.pixels(np.concatenate([ends[:, :2], depth], axis=1))
-    reach = radius * projection.matrix[0, 0] / float(depth.min()) + margin
+    reach = radius * _focal(projection) / float(depth.min()) + margin
     low = np.floor(pixels.min(axis=0) - reach)
     high = np.ceil(pixels.max(axis=0) + reach) + 1
     size = (projection.width, projection.height)
@@ -570,7 +648,7 @@ def _near(projection: Projection, window: tuple[slice, slice], ends: Points,
     """Return the pixels of a window that a thick segment (2, 3) may touch."""
     depth = np.maximum(ends[:, 2:], 1e-3)
     start, end = projection.pixels(np.concatenate([ends[:, :2], depth], axis=1))
-    reach = radius * projection.matrix[0, 0] / float(depth.min()) + 1.0
+    reach = radius * _focal(projection) / float(depth.min()) + 1.0
     x = np.arange(window[1].start, window[1].stop, dtype=np.float32) - np.float32(start[0])
     y = np.arange(window[0].start, window[0].stop, dtype=np.float32) - np.float32(start[1])
     axis = (end - start).astype(np.float32)
@@ -579,6 +657,11 @@ def _near(projection: Projection, window: tuple[slice, slice], ends: Points,
     distance = (x - along * axis[0]) ** 2 + (y[:, None] - along * axis[1]) ** 2
     rows, columns = np.nonzero(distance < reach**2)
     return rows, columns
+
+
+def _focal(projection: Projection) -> float:
+    """Return the focal length in the smaller side of a pixel."""
+    return float(max(projection.matrix[0, 0], projection.matrix[1, 1]))
 
 
 def _directions(projection: Projection, pixels: Array) -> Array:

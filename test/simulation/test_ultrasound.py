@@ -42,7 +42,7 @@ def test_speckle_in_homogeneous_tissue_is_rayleigh(procedure: Procedure, probe: 
     envelope = scanner.envelope(POSE, noise=False)
     rows = envelope[(scanner.ranges > 0.015) & (scanner.ranges < 0.065)]
     level = rows / rows.mean(axis=1, keepdims=True)
-    assert level.mean() / level.std() == pytest.approx(1.91, abs=0.15)
+    assert level.mean() / level.std() == pytest.approx(1.91, abs=0.1)
 
 
 @pytest.mark.parametrize('tissue', [Tissue.VISCERA, Tissue.LIGAMENT])

@@ -48,6 +48,11 @@ def is_rigid(a_T_b: Transform, tolerance: float = 1e-6) -> bool:
                 and np.abs(a_T_b[3] - (0.0, 0.0, 0.0, 1.0)).max() <= tolerance)
 
 
+def is_still(first: Transform, second: Transform, tolerance: float = 1e-7) -> bool:
+    """Tell whether two (4, 4) poses are one up to rounding (metres, radians)."""
+    return bool(np.abs(first - second).max() < tolerance)
+
+
 def from_quaternion(xyzw: Array, translation: Array) -> Transform:
     """Build a transform from ROS's quaternion (x, y, z, w) and a translation in metres."""
     x, y, z, w = xyzw

@@ -103,18 +103,16 @@ class FluoroscopyNode(GuidanceNode[FluoroscopyParameters]):
         self._renderer = XrayRenderer(build_patient(procedure.region, seed, procedure.target),
                                       procedure.fluoroscopy_projection(), technique, seed)
         # The anatomy of a standing C-arm is integrated before the first pulse, not in it.
-        self._renderer.expected(self._patient_T_optical(self._room.world_T_carm))
+        self._renderer.expected(inverse(self._room.world_T_patient) @ self._room.world_T_carm
+                                @ self._room.carm_T_fluoroscopy)
         self._truth = GroundTruth(self, ('needle', 'patient', 'carm'))
-
-    def _patient_T_optical(self, world_T_carm):  # type: ignore[no-untyped-def]
-        return (inverse(self._room.world_T_patient) @ world_T_carm
-                @ self._room.carm_T_fluoroscopy)
 
     def _expose(self) -> None:
         assert self._renderer is not None
-        patient_T_needle, stamp = self._truth.latest('patient', 'needle')
-        world_T_carm = self._truth.latest('world', 'carm')[0]
-        pixels = self._renderer.render(self._patient_T_optical(world_T_carm),
+        stamp = self._truth.newest()
+        patient_T_needle = self._truth.lookup('patient', 'needle', stamp)
+        patient_T_carm = self._truth.lookup('patient', 'carm', stamp)
+        pixels = self._renderer.render(patient_T_carm @ self._room.carm_T_fluoroscopy,
                                        [self._needle.at(patient_T_needle)])
         self._publisher.publish(Frame(pixels, stamp, self._renderer.projection))
         self._pulses += 1
@@ -126,7 +124,7 @@ class FluoroscopyNode(GuidanceNode[FluoroscopyParameters]):
         if self._renderer is None:
             return 'a recording cannot be exposed; use the source "simulated" or a real C-arm'
         try:
-            self._truth.latest('patient', 'needle')
+            self._truth.newest()
         except FrameTreeError as error:
             return f'the simulated patient is not there (patient_node): {error}'
         return ''

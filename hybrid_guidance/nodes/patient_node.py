@@ -25,6 +25,7 @@ from hybrid_guidance.ros.convert import (
 from hybrid_guidance.ros.node import GuidanceNode, run
 from hybrid_guidance.simulation.anatomy import build_structures
 from hybrid_guidance.simulation.hand import Hand, HandSkill
+from hybrid_guidance.simulation.motion import make_motion
 from hybrid_guidance.simulation.room import Reading, Room, Tracker, make_room
 
 
@@ -52,6 +53,16 @@ class PatientParameters:
                                            meaning='deviation of the tracked C-arm')
     carm_rotation_noise: float = parameter(0.0002, low=0.0, high=0.1, unit='rad', fixed=True,
                                            meaning='deviation of the tracked C-arm')
+    tracker_bias: float = parameter(0.0, low=0.0, high=0.05, unit='m', fixed=True,
+                                    meaning='constant error of every tracked position')
+    tracker_dropout: float = parameter(0.0, low=0.0, high=0.9, fixed=True,
+                                       meaning='share of the time in which trackers are blind')
+    breathing: float = parameter(0.0, low=0.0, high=5.0, fixed=True,
+                                 meaning='how deep: 1 is as the region does, 0 holds the breath')
+    shift: float = parameter(0.0, low=0.0, high=0.1, unit='m', fixed=True,
+                             meaning='how far the patient slips at shift_time')
+    shift_time: float = parameter(10.0, low=0.0, high=3600.0, unit='s', fixed=True,
+                                  meaning='after the start')
     hand_speed: float = parameter(0.006, low=0.0005, high=0.05, unit='m/s', fixed=True,
                                   meaning='how fast the hand moves the tip')
     hand_tremor: float = parameter(0.1e-3, low=0.0, high=0.005, unit='m', fixed=True,
@@ -69,15 +80,18 @@ class PatientNode(GuidanceNode[PatientParameters]):
         self._procedure = load_procedure(parameters.procedure)
         beliefs = load_beliefs(parameters.calibration_file)
         self._room: Room = make_room(self._procedure, beliefs, parameters.seed)
-        bone = build_structures(self._procedure.region, parameters.seed,
-                                self._procedure.target)['bone']
-        self._bone = bone.at
-        trackers = {
-            'carm': Tracker(parameters.carm_position_noise, parameters.carm_rotation_noise,
-                            parameters.tracker_delay, parameters.seed),
-            'ultrasound_probe': Tracker(
-                parameters.probe_position_noise, parameters.probe_rotation_noise,
-                parameters.tracker_delay, parameters.seed + 1)}
+        self._bone = build_structures(self._procedure.region, parameters.seed,
+                                      self._procedure.target)['bone'].at
+        self._motion = make_motion(self._procedure.region, parameters.seed, parameters.breathing,
+                                   parameters.shift, parameters.shift_time)
+        self._start_ns = self.now_ns()
+        trackers = {name: Tracker(position, rotation, parameters.tracker_delay,
+                                  parameters.seed + number, parameters.tracker_bias,
+                                  parameters.tracker_dropout)
+                    for number, (name, position, rotation) in enumerate((
+                        ('carm', parameters.carm_position_noise, parameters.carm_rotation_noise),
+                        ('ultrasound_probe', parameters.probe_position_noise,
+                         parameters.probe_rotation_noise)))}
         self._trackers = {name: tracker for name, tracker in trackers.items()
                           if parameters.tracked in ('all', name)}
         self.listen_to_frames()
@@ -120,18 +134,24 @@ class PatientNode(GuidanceNode[PatientParameters]):
         self._hand.advance(min(max(dt, 0.0), 0.1))
         needle = self._hand.pose
         self._history.set('patient', 'needle', now, self._hand.held)
-        room = self._room
-        for name, pose in (('needle', room.world_T_patient @ needle),
-                           ('patient', room.world_T_patient), ('carm', room.world_T_carm),
-                           ('ultrasound_probe', room.world_T_probe)):
+        world_T_patient = self._world_T_patient(now)
+        for name, pose in (('needle', world_T_patient @ needle), ('patient', world_T_patient),
+                           ('carm', self._room.world_T_carm),
+                           ('ultrasound_probe', self._room.world_T_probe)):
             self._truth[name].publish(pose_stamped(pose, 'world', now))
         self._track(now)
+
+    def _world_T_patient(self, now: int) -> Transform:
+        """Return where the patient is; a needle that the hand holds goes with it."""
+        return self._room.world_T_patient @ self._motion.at((now - self._start_ns) * 1e-9)
 
     def _track(self, now: int) -> None:
         for name, pose in (('carm', self._room.world_T_carm),
                            ('ultrasound_probe', self._room.world_T_probe)):
             if name in self._trackers:
-                self._readings.append((name, self._trackers[name].read(pose, now)))
+                reading = self._trackers[name].read(pose, now)
+                if reading is not None:
+                    self._readings.append((name, reading))
         told = []
         while self._readings and self._readings[0][1].due_ns <= now:
             name, reading = self._readings.popleft()
@@ -169,7 +189,7 @@ class PatientNode(GuidanceNode[PatientParameters]):
         return response
 
     def _show(self) -> None:
-        world_T_needle = self._room.world_T_patient @ self._hand.pose
+        world_T_needle = self._world_T_patient(self._last_ns) @ self._hand.pose
         self._markers.publish(markers.needle(
             'ground_truth', world_T_needle, 'world', self._last_ns,
             self._procedure.needle.length, (0.2, 0.9, 0.3, 0.6)))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from hybrid_guidance.calibration.file import CalibrationError
 from hybrid_guidance.fusion.frame_tree import FrameTreeError
 from hybrid_guidance.geometry.projection import Projection
-from hybrid_guidance.geometry.rigid import inverse, transform
+from hybrid_guidance.geometry.rigid import transform
 from hybrid_guidance.imaging.dicom import open_dicom
 from hybrid_guidance.imaging.frame import Frame, Recording
 from hybrid_guidance.imaging.geometry import ImageGeometry
@@ -47,6 +47,8 @@ class UltrasoundParameters(VideoParameters):
                           meaning='of the simulated patient and noise')
     rate: float = parameter(30.0, low=1.0, high=100.0, unit='Hz', fixed=True,
                             meaning='of simulated images')
+    machine_delay: float = parameter(0.0, low=0.0, high=1.0, unit='s', fixed=True, meaning=(
+        'how old the echoes of a simulated image are at its stamp: 0.15 is typical'))
 
 
 class UltrasoundNode(GuidanceNode[UltrasoundParameters]):
@@ -91,16 +93,16 @@ class UltrasoundNode(GuidanceNode[UltrasoundParameters]):
 
     def _scan(self) -> None:
         try:
-            patient_T_needle, stamp = self._truth.latest('patient', 'needle')
-            world_T_probe, _ = self._truth.latest('world', 'ultrasound_probe')
+            stamp = self._truth.newest()
+            seen = stamp - int(self.parameters.machine_delay * 1e9)
+            patient_T_needle = self._truth.lookup('patient', 'needle', seen)
+            patient_T_probe = self._truth.lookup('patient', 'ultrasound_probe', seen)
         except FrameTreeError as error:
             self.health.set('source', False, f'no simulated patient (patient_node): {error}')
             return
         self.health.set('source', True)
-        patient_T_image = (inverse(self._room.world_T_patient) @ world_T_probe
-                           @ self._room.probe_T_ultrasound)
-        pixels = self._renderer.render(patient_T_image, [self._needle.at(patient_T_needle)],
-                                       stamp * 1e-9)
+        pixels = self._renderer.render(patient_T_probe @ self._room.probe_T_ultrasound,
+                                       [self._needle.at(patient_T_needle)], seen * 1e-9)
         self._publisher.publish(Frame(pixels, stamp, self._renderer.projection))
 
     def _open(self, file: str) -> Recording:

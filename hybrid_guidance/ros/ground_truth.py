@@ -23,6 +23,7 @@ class GroundTruth:
 
     def __init__(self, node: Node, names: Sequence[str] = NAMES) -> None:
         self._tree = FrameTree()
+        self._names = names
         for name in names:
             node.create_subscription(PoseStamped, f'ground_truth/{name}', self._taker(name),
                                      qos.GROUND_TRUTH)
@@ -40,6 +41,14 @@ class GroundTruth:
             FrameTreeError: not known yet.
         """
         return self._tree.lookup_stamped(target, source, LATEST)
+
+    def newest(self) -> int:
+        """Return the newest stamp in ns at which all that is followed is known.
+
+        Raises:
+            FrameTreeError: not known yet.
+        """
+        return min(self.latest('world', name)[1] for name in self._names)
 
     def lookup(self, target: str, source: str, stamp: int) -> Transform:
         """Return ``target_T_source`` at a stamp in ns; raises like ``latest``."""

@@ -72,21 +72,38 @@ class Reading:
 
 
 class Tracker:
-    """An optical tracker: noisy, and late.
+    """An optical tracker: noisy, and late; a bad one also biased and at times blind.
 
     Args:
         position: deviation of each coordinate, metres.
         rotation: deviation about each axis, radians.
         delay_s: from taking a pose to telling it.
         seed: of the noise.
+        bias: constant error of the position, metres; its direction is drawn.
+        dropout: share of the time in which the body is not seen.
+        gap: how many readings are lost in a row, on average.
     """
 
-    def __init__(self, position: float, rotation: float, delay_s: float, seed: int) -> None:
+    def __init__(self, position: float, rotation: float, delay_s: float, seed: int,
+                 bias: float = 0.0, dropout: float = 0.0, gap: float = 10.0) -> None:
         self._deviation = np.array([position] * 3 + [rotation] * 3)
         self._delay_ns = int(delay_s * 1e9)
         self._random = np.random.default_rng([seed, 0x0a2])
+        # Other draws of their own, or a bias would change the noise.
+        self._fate = np.random.default_rng([seed, 0x0a5])
+        direction = self._fate.standard_normal(3)
+        self._bias = np.zeros(6)
+        self._bias[:3] = bias * direction / np.linalg.norm(direction)
+        # A chain of two states whose share of time blind is ``dropout``.
+        self._back = 1.0 / max(gap, 1.0)
+        self._out = min(self._back * dropout / max(1.0 - dropout, 1e-9), 1.0)
+        self._blind = False
 
-    def read(self, pose: Transform, stamp_ns: int) -> Reading:
-        """Take a pose; position noise at the body's own origin."""
+    def read(self, pose: Transform, stamp_ns: int) -> Reading | None:
+        """Take a pose, position noise at the body's own origin; None where it is not seen."""
         noise = self._random.standard_normal(6) * self._deviation
-        return Reading(stamp_ns, stamp_ns + self._delay_ns, perturbed(pose, noise))
+        chance = self._back if self._blind else self._out
+        self._blind ^= bool(self._fate.random() < chance)
+        if self._blind:
+            return None
+        return Reading(stamp_ns, stamp_ns + self._delay_ns, perturbed(pose, noise + self._bias))

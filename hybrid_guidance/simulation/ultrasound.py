@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hybrid_guidance.geometry.projection import Projection
-from hybrid_guidance.geometry.rigid import inverse, transform_points
+from hybrid_guidance.geometry.rigid import inverse, is_still, transform_points
 from hybrid_guidance.geometry.types import Array, Points, Transform
 from hybrid_guidance.procedure import Probe
 from hybrid_guidance.simulation.anatomy import Patient
@@ -142,7 +142,7 @@ class UltrasoundRenderer:
     def _complex(self, patient_T_image: Transform, needles: Sequence[Needle], time: float,
                  noise: bool) -> None:
         """Fill the frame: tissue, needles and noise, real and imaginary."""
-        if self._pose is None or not np.array_equal(self._pose, patient_T_image):
+        if self._pose is None or not is_still(self._pose, patient_T_image):
             self._look(patient_T_image)
             self._pose = np.array(patient_T_image)
         np.copyto(self._frame, self._tissue)

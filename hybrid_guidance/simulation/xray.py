@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hybrid_guidance.geometry.projection import Projection
-from hybrid_guidance.geometry.rigid import inverse, transform_points
+from hybrid_guidance.geometry.rigid import inverse, is_still, transform_points
 from hybrid_guidance.geometry.types import Array, Points, Transform
 from hybrid_guidance.simulation.anatomy import Grid, Patient
 from hybrid_guidance.simulation.instruments import Needle
@@ -30,8 +30,6 @@ SPECTRUM_80 = (0.20, 0.32, 0.31, 0.17)
 _WEDGE_REACH = 0.18
 # Slices nearer to the source than this are not in the beam, metres.
 _NEAREST = 0.01
-# Metres and radians below which nothing has moved: a thousandth of a pixel.
-_STILL = 1e-7
 # Rays are summed at this share of a voxel's edge: beyond it the bones would lose their edges.
 _PITCH = 0.75
 # Photons per m² and Gy of air kerma, RQA5 (IEC 62220-1: 30 174 per mm² and µGy).
@@ -155,7 +153,7 @@ class XrayRenderer:
 
         The array is reused by the next call.
         """
-        if self._pose is None or not _same(self._pose, patient_T_optical):
+        if self._pose is None or not is_still(self._pose, patient_T_optical):
             self._look(patient_T_optical)
             self._pose = np.array(patient_T_optical)
         else:
@@ -525,11 +523,6 @@ def _bent(size: tuple[int, int], distortion: float) -> tuple[Picture, Picture] |
     shrink = true / np.maximum(shown, 1e-9) * (size[0] / 2)
     return (np.asarray(x * shrink + (size[0] - 1) / 2, np.float32),
             np.asarray(y * shrink + (size[1] - 1) / 2, np.float32))
-
-
-def _same(first: Transform, second: Transform) -> bool:
-    """Tell whether a C-arm stands: rounding on the way here is no motion."""
-    return bool(np.abs(first - second).max() < _STILL)
 
 
 def _spectrum(kvp: float) -> tuple[float, ...]:

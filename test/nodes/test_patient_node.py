@@ -8,6 +8,7 @@ from tf2_msgs.msg import TFMessage
 
 from hybrid_guidance.nodes.patient_node import PatientNode
 from hybrid_guidance.nodes.ultrasound_node import UltrasoundNode
+from hybrid_guidance.ros.convert import matrix_from_pose, stamp_ns
 
 
 def publishers(graph, seconds: float = 1.0) -> list[tuple[str, str]]:
@@ -57,3 +58,38 @@ def test_a_recording_beside_the_simulated_c_arm_is_the_only_one_to_move_the_prob
     graph.start(UltrasoundNode)
     graph.spin(lambda: len(places) > 10)
     assert places == pytest.approx([5.0] * len(places))
+
+
+def test_a_breathing_patient_takes_needle_along_and_image_is_of_its_own_moment(peer) -> None:
+    """The needle's tip in a simulated slice is where the truth had it when the echoes came."""
+    graph = peer('ultrasound', breathing=3.0, machine_delay=0.15, hand_tremor=0.0, rate=20.0)
+    truth: dict[str, list[PoseStamped]] = {'needle': [], 'patient': []}
+    for name, heard in truth.items():
+        graph.node.create_subscription(PoseStamped, f'ground_truth/{name}', heard.append, 50)
+    rendered: list[tuple[np.ndarray, float]] = []
+    node = graph.start(UltrasoundNode)
+    node._renderer.render = lambda pose, needles, time: rendered.append((pose, time)) or np.zeros(
+        (480, 640), np.uint8)
+    graph.start(PatientNode)
+    graph.spin(lambda: len(graph.images) > 20 and len(truth['patient']) > 60)
+    moments = {stamp_ns(message.header.stamp): matrix_from_pose(message.pose)
+               for message in truth['patient']}
+    places = np.array([pose[:3, 3] for pose in moments.values()])
+    assert np.ptp(places, axis=0).max() > 0.5e-3
+    tips = [(np.linalg.inv(moments[stamp_ns(message.header.stamp)])
+             @ matrix_from_pose(message.pose))[:3, 3]
+            for message in truth['needle'] if stamp_ns(message.header.stamp) in moments]
+    assert np.ptp(tips, axis=0).max() < 0.1 * np.ptp(places, axis=0).max()
+    stamps = {stamp_ns(image.header.stamp) for image in graph.images}
+    known = sorted(moments)
+    for pose, time in rendered:
+        world_T_image = node._truth.lookup(
+            'world', 'ultrasound_probe', known[-1]) @ node._room.probe_T_ultrasound
+        seen = round(time * 1e9)
+        if known[0] < seen < known[-1]:
+            place = [np.interp(seen - known[0], np.array(known) - known[0],
+                               [moments[stamp][axis, 3] for stamp in known]) for axis in range(3)]
+            np.testing.assert_allclose((world_T_image @ np.linalg.inv(pose))[:3, 3], place,
+                                       atol=2e-6)
+    assert all(min(abs(round(time * 1e9) + 150_000_000 - stamp) for stamp in stamps) < 1000
+               for _, time in rendered[2:-2])

@@ -1,0 +1,66 @@
+"""How a simulated patient moves in the room: breathing, and a sudden shift."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from hybrid_guidance.geometry.rigid import transform
+from hybrid_guidance.geometry.types import Array, Points, Transform
+
+# Where the anatomy of a region goes with an intake of breath, in ``patient`` (left, posterior,
+# head), and how far, metres. Prone, the back rises by some millimetres (Ozhasoglu and Murphy, Int
+# J Radiat Oncol Biol Phys 2002;52:1389); the shoulder rides on the rib cage; the hip hardly moves.
+# Orders of magnitude, from no measured subject.
+BREATHING: dict[str, tuple[float, float, float]] = {
+    'lumbar': (0.0, 0.0035, -0.0015),
+    'hip': (0.0, -0.0005, -0.0005),
+    'shoulder': (0.0, -0.0015, 0.0025),
+}
+
+
+@dataclass(frozen=True)
+class Motion:
+    """The rigid motion of a patient; by default none.
+
+    Attributes:
+        breath: (3,) displacement at full intake, in ``patient``, metres.
+        phase: of the first breath, radians.
+        shift: (3,) displacement after the sudden shift, in ``patient``, metres.
+        shift_time: when that is, seconds after the start.
+        period: of a breath, seconds.
+    """
+
+    breath: Points
+    phase: float
+    shift: Points
+    shift_time: float
+    period: float = 4.0
+
+    def at(self, seconds: float) -> Transform:
+        """Return ``rest_T_patient``: where the patient is, seen from where it lies at rest.
+
+        Breath stays longest at its end, where the patient is at rest: cos⁴ (Lujan et al., Med
+        Phys 1999;26:715).
+        """
+        intake = np.cos(np.pi * seconds / self.period + self.phase) ** 4
+        offset: Array = np.asarray(self.breath, dtype=float) * intake
+        if seconds >= self.shift_time:
+            offset = offset + self.shift
+        return transform(translation=offset)
+
+
+def make_motion(region: str, seed: int, breathing: float = 0.0, shift: float = 0.0,
+                shift_time: float = 0.0) -> Motion:
+    """Return the motion of a patient.
+
+    Args:
+        region: of the anatomy; one that is not in ``BREATHING`` moves like ``lumbar``.
+        seed: of phase and direction.
+        breathing: 1 is the region's amplitude, 0 holds the breath.
+        shift: how far the patient slips at ``shift_time``, metres, in a drawn direction.
+        shift_time: seconds after the start.
+    """
+    random = np.random.default_rng([seed, 0x0a4])
+    phase, direction = random.uniform(0.0, np.pi), random.standard_normal(3)
+    breath = breathing * np.array(BREATHING.get(region, BREATHING['lumbar']))
+    return Motion(breath, float(phase), shift * direction / np.linalg.norm(direction), shift_time)

@@ -22,8 +22,9 @@ from hybrid_guidance.ros.live import LiveVideo, VideoParameters
 from hybrid_guidance.ros.node import GuidanceNode, run
 from hybrid_guidance.simulation.anatomy import build_patient
 from hybrid_guidance.simulation.instruments import Needle
+from hybrid_guidance.simulation.render import xray_renderer
 from hybrid_guidance.simulation.room import make_room
-from hybrid_guidance.simulation.xray import Technique, XrayRenderer
+from hybrid_guidance.simulation.xray import XrayRenderer
 
 SOURCES = ('simulated', 'dicom', 'video')
 
@@ -93,15 +94,12 @@ class FluoroscopyNode(GuidanceNode[FluoroscopyParameters]):
 
     def _simulate(self) -> None:
         procedure = load_procedure(self.parameters.procedure)
-        setup, seed = procedure.fluoroscopy, self.parameters.seed
+        seed = self.parameters.seed
         beliefs = load_beliefs(self.parameters.calibration_file)
         self._room = make_room(procedure, beliefs, seed)
         self._needle = Needle(transform(), procedure.needle.diameter, procedure.needle.length)
-        technique = Technique(setup.kvp, setup.mas_per_pulse, setup.source_to_detector,
-                              setup.detector_size,
-                              reference_distance=setup.source_to_isocentre - 0.15)
-        self._renderer = XrayRenderer(build_patient(procedure.region, seed, procedure.target),
-                                      procedure.fluoroscopy_projection(), technique, seed)
+        self._renderer = xray_renderer(
+            procedure, build_patient(procedure.region, seed, procedure.target), seed)
         # The anatomy of a standing C-arm is integrated before the first pulse, not in it.
         self._renderer.expected(inverse(self._room.world_T_patient) @ self._room.world_T_carm
                                 @ self._room.carm_T_fluoroscopy)

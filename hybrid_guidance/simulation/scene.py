@@ -101,7 +101,7 @@ def _march(patient: Patient, origin: Points, forward: Array) -> tuple[Colours, A
     for number, tissue in enumerate(_COLOURS, start=1):
         kinds[tissue] = number
     kinds[Tissue.CANCELLOUS] = kinds[Tissue.CORTICAL]
-    solid = np.asarray(cv2.LUT(labels, kinds))
+    solid = _pooled(np.asarray(cv2.LUT(patient.labels, kinds)))
     normals = _smooth(solid > 0)
     spacing = patient.grid.spacing * _SHRINK
     limits = np.array(labels.shape[::-1]) - 1
@@ -129,6 +129,13 @@ def _march(patient: Patient, origin: Points, forward: Array) -> tuple[Colours, A
     palette = np.array([(0.0, 0.0, 0.0), *_COLOURS.values()], np.float32)
     colour[hit] = palette[kind[hit]] * (0.25 + 0.75 * shade[:, None])
     return colour, depth, np.where(body, _SKIN_OPACITY, 0.0)
+
+
+def _pooled(solid: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return the highest kind of every block of voxels: no thin layer falls between them."""
+    for axis in range(3):
+        solid = np.maximum.reduceat(solid, np.arange(0, solid.shape[axis], _SHRINK), axis=axis)
+    return solid
 
 
 def _smooth(solid: NDArray[np.bool_]) -> Colours:

@@ -9,9 +9,14 @@ import pytest
 
 from hybrid_guidance.geometry.rigid import is_rigid
 from hybrid_guidance.procedure import load_procedure
-from hybrid_guidance.simulation.anatomy import Grid, empty_patient
+from hybrid_guidance.simulation.anatomy import Grid, build_patient, empty_patient
 from hybrid_guidance.simulation.instruments import Needle, needle_on_path
-from hybrid_guidance.simulation.render import RenderError, render, standard_views
+from hybrid_guidance.simulation.render import (
+    RenderError,
+    render,
+    standard_views,
+    xray_renderer,
+)
 from hybrid_guidance.simulation.scene import view
 from hybrid_guidance.simulation.tissues import Tissue
 
@@ -78,6 +83,18 @@ def test_standard_views_look_along_the_axes_of_the_patient_and_show_the_needle()
         tip = np.linalg.inv(setting.patient_T_fluoroscopy()) @ [*procedure.target, 1.0]
         assert setting.fluoroscopy_projection().contains(
             setting.fluoroscopy_projection().pixels(tip[:3]), 50.0)
+
+
+@pytest.mark.parametrize('name', ['hip_injection', 'shoulder_injection'])
+def test_thin_regions_are_not_burnt_out(name: str) -> None:
+    """Where the patient is, the detector does not saturate: soft tissue can be told from air."""
+    procedure = load_procedure(name)
+    patient = build_patient(procedure.region, 2, procedure.target)
+    renderer = xray_renderer(procedure, patient, 2)
+    pose = procedure.patient_T_fluoroscopy()
+    soft, _ = renderer.line_integrals(pose)
+    counts = renderer.render(pose)[::2, ::2]
+    assert np.mean(counts[soft > 0.03] == 65535) < 0.02
 
 
 def test_scene_shows_bone_before_what_it_hides() -> None:

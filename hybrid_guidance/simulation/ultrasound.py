@@ -301,11 +301,6 @@ class UltrasoundRenderer:
         polar = cv2.remap(flat, self._slice_maps[0], self._slice_maps[1], cv2.INTER_LINEAR,
                           borderMode=cv2.BORDER_REPLICATE)
         bone, scatter, sheet, attenuation = cv2.split(polar)
-        bone *= np.float32(1 / 255)
-        scatter *= np.float32(1 / 3)
-        scatter -= np.float32(80.0)
-        sheet *= np.float32(1 / 255)
-        attenuation *= np.float32(0.01)
         return bone, scatter, sheet, attenuation
 
     def _contact(self, scatter_db: Polar, step: float) -> Polar:
@@ -436,7 +431,10 @@ class _Volume:
     spacing: float
 
     def slice(self, patient_T_image: Transform, x: Polar, y: Polar) -> Polar:
-        """Return (H, W, 4) float32, trilinear, at the slice's points; air outside."""
+        """Return (H, W, 4) float32, trilinear, at the slice's points; air outside.
+
+        The channels are bone, scatter (dB), sheets and attenuation (dB/(cm·MHz)).
+        """
         base: NDArray[np.int32] | None = None
         valid: NDArray[np.bool_] | None = None
         weights = []
@@ -453,6 +451,7 @@ class _Volume:
         assert base is not None
         result = self._blend(base, weights)
         result[~np.asarray(valid)] = 0.0
+        result[..., 1] -= np.float32(80.0)
         return result
 
     def _blend(self, base: NDArray[np.int32], weights: list[Polar]) -> Polar:
@@ -475,11 +474,12 @@ class _Volume:
         result = np.empty((*base.shape, 4), np.float32)
         result[..., 0::2] = even.view(np.uint16).reshape(*base.shape, 2)
         result[..., 1::2] = odd.view(np.uint16).reshape(*base.shape, 2)
-        result *= np.float32(1.0 / 256.0)
+        result *= _CHANNELS
         return result
 
 
 _EVEN = np.uint32(0x00FF00FF)
+_CHANNELS = np.array([1 / 255, 1 / 3, 1 / 255, 0.01], np.float32) / np.float32(256.0)
 
 
 def _corners(height: int, width: int) -> list[int]:

@@ -3,7 +3,7 @@
 import numpy as np
 
 from hybrid_guidance.geometry.rigid import skew
-from hybrid_guidance.geometry.types import Array, Transform
+from hybrid_guidance.geometry.types import Array, Points, Transform
 
 
 def rotate(a_T_b: Transform, covariance_b: Array) -> Array:
@@ -50,6 +50,12 @@ def relative(a_T_b: Transform, covariance_ab: Array,
     lever[:3, 3:] = -skew(a_T_c[:3, 3] - a_T_b[:3, 3])
     jacobian = to_b @ lever
     return np.asarray(jacobian @ covariance_ab @ jacobian.T + to_b @ covariance_ac @ to_b.T)
+
+
+def of_point(a_T_b: Transform, covariance_ab: Array, point_b: Points) -> Array:
+    """Return the (3, 3) covariance in a, m², of a (3,) point exactly known in b."""
+    lever = np.hstack([np.eye(3), -skew(a_T_b[:3, :3] @ point_b)])
+    return np.asarray(lever @ covariance_ab @ lever.T)
 
 
 def is_valid(covariance: Array) -> bool:

@@ -1,0 +1,1 @@
+"""Where the patient is: point sets and the surface of bone."""

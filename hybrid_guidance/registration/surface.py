@@ -1,0 +1,345 @@
+"""The surface of bone that ultrasound saw, laid on the bone of a CT.
+
+Directional ICP (point to plane, Chen and Medioni, 1992) on a sampled signed distance: a point
+counts only where the surface faces the beam that saw it and no bone is in that beam's way.
+Robust by Geman and McClure's cost, from several starts; the cost of the others tells whether the
+place is the only one.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hybrid_guidance.geometry.projection import Projection
+from hybrid_guidance.geometry.rigid import (
+    inverse,
+    rotation_from_vector,
+    skew,
+    transform,
+    transform_points,
+)
+from hybrid_guidance.geometry.types import Array, Pixels, Points, Transform
+from hybrid_guidance.registration.result import (
+    Registration,
+    RegistrationError,
+    chance_below,
+    covariance_from,
+)
+
+LIMIT = 0.003
+_LEAST_POINTS = 60
+_FACING = 0.1
+# Of the surface an image shows against the bone's: echo, tracking and calibration are alike for
+# all points, so no number of points averages this away.
+_COMMON = 0.0003
+_CELL = 0.004
+
+
+@dataclass(frozen=True)
+class Glimpse:
+    """The bone surface found in one tracked image.
+
+    Attributes:
+        pixels: (N, 2) px, from ``detection.bone_surface``.
+        confidence: (N,) 0 to 1.
+        projection: orthographic, calibrated.
+        fixed_T_image: (4, 4) at the image's time.
+        radius: metres, of the curved face; infinite for a linear probe.
+    """
+
+    pixels: Pixels
+    confidence: Array
+    projection: Projection
+    fixed_T_image: Transform
+    radius: float = np.inf
+
+
+@dataclass(frozen=True)
+class Cloud:
+    """Points of bone, each with the beam that saw it.
+
+    Attributes:
+        points: (N, 3) metres, in ``fixed``.
+        beams: (N, 3) unit directions away from the probe, in ``fixed``.
+        weights: (N,) confidence, 0 to 1.
+    """
+
+    points: Points
+    beams: Array
+    weights: Array
+
+
+def swept(glimpses: Sequence[Glimpse], cell: float = 0.0015) -> Cloud:
+    """Gather a sweep into a cloud, one point for each cell.
+
+    Args:
+        glimpses: tracked images with what was found in them.
+        cell: metres, edge of the cubes whose points are averaged.
+
+    Raises:
+        RegistrationError: an image without calibration, or too few points.
+    """
+    points, beams, weights = [np.zeros((0, 3))], [np.zeros((0, 3))], [np.zeros(0)]
+    for glimpse in glimpses:
+        if not glimpse.projection.is_calibrated:
+            raise RegistrationError('an ultrasound image has no calibration; run "hybrid-guidance '
+                                    'calibrate"')
+        local = glimpse.projection.back_project(glimpse.pixels)
+        along = np.broadcast_to([0.0, 1.0, 0.0], local.shape)
+        if np.isfinite(glimpse.radius):
+            along = local + [0.0, glimpse.radius, 0.0]
+            along = along / np.linalg.norm(along, axis=1, keepdims=True)
+        points.append(transform_points(glimpse.fixed_T_image, local))
+        beams.append(along @ glimpse.fixed_T_image[:3, :3].T)
+        weights.append(np.asarray(glimpse.confidence, dtype=float))
+    cloud = _thinned(np.vstack(points), np.vstack(beams), np.concatenate(weights), cell)
+    if len(cloud.points) < _LEAST_POINTS:
+        raise RegistrationError(f'{len(cloud.points)} points of bone in the sweep, '
+                                f'{_LEAST_POINTS} are needed; sweep slowly over bone, with gel')
+    return cloud
+
+
+def _thinned(points: Points, beams: Array, weights: Array, cell: float) -> Cloud:
+    if not len(points):
+        return Cloud(points, beams, weights)
+    _, owner = np.unique(np.floor(points / cell).astype(int), axis=0, return_inverse=True)
+    owner = owner.ravel()
+    total = np.bincount(owner, weights)
+    mean = [np.stack([np.bincount(owner, weights * part[:, k]) / total for k in range(3)], axis=1)
+            for part in (points, beams)]
+    return Cloud(mean[0], mean[1] / np.linalg.norm(mean[1], axis=1, keepdims=True),
+                 total / np.bincount(owner))
+
+
+@dataclass(frozen=True)
+class BoneField:
+    """Signed distance to bone on a grid, metres, negative inside.
+
+    Attributes:
+        origin: (3,) of the first value, in ``moving``.
+        spacing: metres.
+        values: (X, Y, Z).
+    """
+
+    origin: Points
+    spacing: float
+    values: Array
+
+    @classmethod
+    def sampled(cls, distance: Callable[[Points], Array], lower: Points, upper: Points,
+                spacing: float = 0.001) -> 'BoneField':
+        """Sample a signed distance, of a solid or a mesh, in a box."""
+        axes = [np.arange(a, b + spacing, spacing) for a, b in zip(lower, upper, strict=True)]
+        layers = [distance(np.stack(np.meshgrid([x], axes[1], axes[2], indexing='ij'), axis=-1))
+                  for x in axes[0]]
+        return cls(np.asarray(lower, dtype=float), spacing, np.concatenate(layers))
+
+    def __call__(self, points: Points) -> tuple[Array, Array]:
+        """Return (N,) distances and their (N, 3) gradients at (N, 3) points (trilinear)."""
+        place = (points - self.origin) / self.spacing
+        inside = np.clip(place, 0.0, np.array(self.values.shape) - 1.001)
+        whole = inside.astype(int)
+        x, y, z = whole.T
+        u, v, w = (inside - whole).T
+        at = {corner: self.values[x + corner[0], y + corner[1], z + corner[2]]
+              for corner in np.ndindex(2, 2, 2)}
+        along = [[at[0, j, k] + u * (at[1, j, k] - at[0, j, k]) for k in (0, 1)] for j in (0, 1)]
+        low, high = (along[0][k] + v * (along[1][k] - along[0][k]) for k in (0, 1))
+        across = [at[1, j, k] - at[0, j, k] for j in (0, 1) for k in (0, 1)]
+        share = [(1 - v) * (1 - w), (1 - v) * w, v * (1 - w), v * w]
+        slope = np.stack([sum(part * edge for part, edge in zip(share, across, strict=True)),
+                          (1 - w) * (along[1][0] - along[0][0]) + w * (along[1][1] - along[0][1]),
+                          high - low], axis=1)
+        slope /= np.maximum(np.linalg.norm(slope, axis=1, keepdims=True), 1e-12)
+        outside = np.linalg.norm(place - inside, axis=1) * self.spacing
+        return low + w * (high - low) + outside, slope
+
+    def nearest(self, points: Points) -> Array:
+        """Return the (N,) distances of the cells that (N, 3) points lie in; quick."""
+        whole = np.rint((points - self.origin) / self.spacing).astype(int)
+        x, y, z = np.clip(whole, 0, np.array(self.values.shape) - 1).T
+        return np.asarray(self.values[x, y, z])
+
+
+@dataclass(frozen=True)
+class SurfaceRegistration(Registration):
+    """A registration by surface; its cost is 0 where every point lies on bone that it could see.
+
+    Attributes:
+        fitting: share of the points within 1.5 mm of bone that faces them.
+        free: (3,) unit direction, in ``fixed``, in which the target is known least.
+        rival: cost of the next place that is another one; infinite where there is none.
+    """
+
+    fitting: float = 0.0
+    free: Array = field(default_factory=lambda: np.array([0.0, 0.0, 1.0]))
+    rival: float = np.inf
+
+
+@dataclass(frozen=True)
+class Acceptance:
+    """What a surface registration must show.
+
+    Attributes:
+        limit: metres at the target.
+        fitting: least share of points on bone that faces them.
+        cost: at most.
+        lead: of the cost over the next place, as a share of it.
+        confidence: least probability to be within the limit.
+    """
+
+    limit: float = LIMIT
+    fitting: float = 0.9
+    cost: float = 0.15
+    lead: float = 0.85
+    confidence: float = 0.95
+
+
+def register_surface(cloud: Cloud, bone: BoneField, start: Transform, target: Points, *,
+                     starts: int = 32, seed: int = 0,
+                     acceptance: Acceptance | None = None) -> SurfaceRegistration:
+    """Lay a cloud of bone on a bone.
+
+    Args:
+        cloud: in ``fixed``.
+        bone: in ``moving``.
+        start: (4, 4) ``fixed_T_moving``, within about 10 mm and 10°.
+        target: (3,) metres, in ``moving``.
+        starts: how many places around ``start`` to begin at.
+        seed: of those places.
+        acceptance: what the result must show.
+    """
+    pose = inverse(start)
+    middle = transform_points(pose, cloud.points).mean(axis=0)
+    few = _some(cloud, 250)
+    found = []
+    for offset in _offsets(starts, seed):
+        begun = _moved(pose, offset, middle)
+        found.append(_settled(few, bone, begun, middle, (0.006, 0.004, 0.0025, 0.0015)))
+    costs = np.array([_cost(few, bone, each) for each in found])
+    order = np.argsort(costs)
+    best, cost = None, np.inf
+    for index in order[:3]:
+        fine = _settled(cloud, bone, found[index], middle, (0.0015, 0.001, 0.001))
+        if best is None or _cost(cloud, bone, fine) < cost:
+            best, cost = fine, _cost(cloud, bone, fine)
+    assert best is not None
+    rival = _rival(best, found, costs, target, few, bone)
+    return _judged(cloud, bone, best, cost, rival, target, acceptance or Acceptance())
+
+
+def _offsets(count: int, seed: int) -> Array:
+    """Return (count, 6) metres and radians; the first is none."""
+    random = np.random.default_rng([seed, 0x5f])
+    offsets = random.uniform(-1.0, 1.0, (count, 6)) * ([0.010] * 3 + [np.radians(8.0)] * 3)
+    offsets[0] = 0.0
+    return np.asarray(offsets)
+
+
+def _moved(pose: Transform, offset: Array, middle: Points) -> Transform:
+    """Turn and shift about a point of ``moving``."""
+    turn = rotation_from_vector(offset[3:])
+    return np.asarray(transform(turn, middle - turn @ middle + offset[:3]) @ pose)
+
+
+def _some(cloud: Cloud, count: int) -> Cloud:
+    step = max(len(cloud.points) // count, 1)
+    return Cloud(cloud.points[::step], cloud.beams[::step], cloud.weights[::step])
+
+
+def _seen(cloud: Cloud, bone: BoneField,
+          pose: Transform) -> tuple[Points, Array, Array, NDArray[np.bool_]]:
+    """Return points in ``moving``, distances, normals, and which face their beam, unhidden."""
+    points, beams = transform_points(pose, cloud.points), cloud.beams @ pose[:3, :3].T
+    distance, normal = bone(points)
+    good = np.asarray(np.einsum('ij,ij->i', normal, beams) < -_FACING)
+    for back in (0.004, 0.008):
+        good &= bone.nearest(points - back * beams) > -0.001
+    return points, distance, normal, good
+
+
+def _settled(cloud: Cloud, bone: BoneField, pose: Transform, middle: Points,
+             scales: Sequence[float]) -> Transform:
+    """Gauss and Newton at ever finer scales of the robust cost."""
+    for scale in scales:
+        for _ in range(5):
+            points, distance, normal, good = _seen(cloud, bone, pose)
+            weight = good * cloud.weights / (1.0 + (distance / scale) ** 2) ** 2
+            jacobian = np.hstack([normal, np.cross(points - middle, normal)])
+            information = jacobian.T @ (weight[:, None] * jacobian)
+            # Where the surface is flat, a step is not taken rather than taken anywhere.
+            information += 1e-3 * weight.sum() * np.diag([1.0] * 3 + [1e-3] * 3) + 1e-12 * np.eye(6)
+            step = np.asarray(-np.linalg.solve(information, jacobian.T @ (weight * distance)),
+                              dtype=float)
+            pose = _moved(pose, step, middle)
+            if float(np.linalg.norm(step[:3])) < 2e-5:
+                break
+    return pose
+
+
+def _cost(cloud: Cloud, bone: BoneField, pose: Transform, scale: float = 0.0015) -> float:
+    _, distance, _, good = _seen(cloud, bone, pose)
+    ratio = (distance / scale) ** 2
+    each = np.where(good, ratio / (1.0 + ratio), 1.0)
+    return float(cloud.weights @ each / cloud.weights.sum())
+
+
+def _rival(best: Transform, found: Sequence[Transform], costs: Array, target: Points,
+           cloud: Cloud, bone: BoneField) -> float:
+    """Return the cost of the next place, as a multiple of the best one's."""
+    own = _cost(cloud, bone, best)
+    place = transform_points(inverse(best), target)
+    others = [cost for pose, cost in zip(found, costs, strict=True)
+              if np.linalg.norm(transform_points(inverse(pose), target) - place) > LIMIT]
+    return min(others) / max(own, 1e-6) if others else np.inf
+
+
+def _judged(cloud: Cloud, bone: BoneField, pose: Transform, cost: float, rival: float,
+            target: Points, acceptance: Acceptance) -> SurfaceRegistration:
+    points, distance, normal, good = _seen(cloud, bone, pose)
+    fitting = float(np.mean(good & (np.abs(distance) < 0.0015)))
+    covariance = _covariance(cloud, pose, points, distance, normal, good)
+    plain = Registration(inverse(pose), covariance, np.asarray(target, float), cost, 1.0)
+    values, vectors = np.linalg.eigh(plain.target_covariance)
+    probability = chance_below(plain.target_covariance, acceptance.limit)
+    reasons = []
+    if fitting < acceptance.fitting or cost > acceptance.cost:
+        reasons.append(f'only {fitting:.0%} of the points lie on bone that they could see (cost '
+                       f'{cost:.2f}); check the start, the CT and the probe calibration')
+    if rival < 1.0 / acceptance.lead:
+        reasons.append('the surface fits at another place nearly as well; sweep over more bone')
+    if probability < acceptance.confidence:
+        reasons.append(f'known to {1e3 * float(np.sqrt(values[-1])):.1f} mm only along '
+                       f'{_named(vectors[:, -1])}; sweep over bone that is steep there')
+    if reasons:
+        probability = min(probability, 1.0 - acceptance.confidence)
+    return SurfaceRegistration(plain.transform, covariance, plain.target, cost, probability,
+                               tuple(reasons), fitting, vectors[:, -1], rival)
+
+
+def _named(direction: Array) -> str:
+    axis = int(np.argmax(np.abs(direction)))
+    x, y, z = direction * np.sign(direction[axis])
+    return f'{"xyz"[axis]} ({x:.1f}, {y:.1f}, {z:.1f})'
+
+
+def _covariance(cloud: Cloud, pose: Transform, points: Points, distance: Array, normal: Array,
+                good: NDArray[np.bool_]) -> Array:
+    """Return the (6, 6) covariance of ``fixed_T_moving``.
+
+    Points of one cell err alike (speckle, thickness of the slice): each cell counts once.
+    """
+    weight = good * cloud.weights / (1.0 + (distance / 0.001) ** 2) ** 2
+    _, owner, size = np.unique(np.floor(cloud.points / _CELL).astype(int), axis=0,
+                               return_inverse=True, return_counts=True)
+    middle = points.mean(axis=0)
+    jacobian = np.hstack([normal, np.cross(points - middle, normal)])
+    share = weight / size[owner.ravel()]
+    variance = float(weight @ distance**2) / max(float(weight.sum()), 1e-9) + _COMMON**2
+    own = covariance_from(jacobian.T @ (share[:, None] * jacobian) / variance)
+    own[:3, :3] += _COMMON**2 * np.eye(3)
+    turn = pose[:3, :3].T
+    change = -np.block([[turn, turn @ skew(middle)], [np.zeros((3, 3)), turn]])
+    return np.asarray(change @ own @ change.T)

@@ -31,9 +31,6 @@ from hybrid_guidance.registration.result import (
 LIMIT = 0.003
 _LEAST_POINTS = 60
 _FACING = 0.1
-# Of the surface an image shows against the bone's: echo, tracking and calibration are alike for
-# all points, so no number of points averages this away.
-_COMMON = 0.0003
 _CELL = 0.004
 
 
@@ -198,7 +195,7 @@ class Acceptance:
 
 
 def register_surface(cloud: Cloud, bone: BoneField, start: Transform, target: Points, *,
-                     starts: int = 32, seed: int = 0,
+                     common: float = 0.0005, starts: int = 32, seed: int = 0,
                      acceptance: Acceptance | None = None) -> SurfaceRegistration:
     """Lay a cloud of bone on a bone.
 
@@ -207,6 +204,8 @@ def register_surface(cloud: Cloud, bone: BoneField, start: Transform, target: Po
         bone: in ``moving``.
         start: (4, 4) ``fixed_T_moving``, within about 10 mm and 10°.
         target: (3,) metres, in ``moving``.
+        common: metres, deviation per axis of what is alike in all points (where in its echo
+            bone is, probe calibration at that depth): no number of points averages it away.
         starts: how many places around ``start`` to begin at.
         seed: of those places.
         acceptance: what the result must show.
@@ -227,7 +226,8 @@ def register_surface(cloud: Cloud, bone: BoneField, start: Transform, target: Po
             best, cost = fine, _cost(cloud, bone, fine)
     assert best is not None
     rival = _rival(best, found, costs, target, few, bone)
-    return _judged(cloud, bone, best, cost, rival, target, acceptance or Acceptance())
+    return _judged(cloud, bone, best, cost, rival, target, common,
+                   acceptance or Acceptance())
 
 
 def _offsets(count: int, seed: int) -> Array:
@@ -297,10 +297,10 @@ def _rival(best: Transform, found: Sequence[Transform], costs: Array, target: Po
 
 
 def _judged(cloud: Cloud, bone: BoneField, pose: Transform, cost: float, rival: float,
-            target: Points, acceptance: Acceptance) -> SurfaceRegistration:
+            target: Points, common: float, acceptance: Acceptance) -> SurfaceRegistration:
     points, distance, normal, good = _seen(cloud, bone, pose)
     fitting = float(np.mean(good & (np.abs(distance) < 0.0015)))
-    covariance = _covariance(cloud, pose, points, distance, normal, good)
+    covariance = _covariance(cloud, pose, points, distance, normal, good, common)
     plain = Registration(inverse(pose), covariance, np.asarray(target, float), cost, 1.0)
     values, vectors = np.linalg.eigh(plain.target_covariance)
     probability = chance_below(plain.target_covariance, acceptance.limit)
@@ -326,7 +326,7 @@ def _named(direction: Array) -> str:
 
 
 def _covariance(cloud: Cloud, pose: Transform, points: Points, distance: Array, normal: Array,
-                good: NDArray[np.bool_]) -> Array:
+                good: NDArray[np.bool_], common: float) -> Array:
     """Return the (6, 6) covariance of ``fixed_T_moving``.
 
     Points of one cell err alike (speckle, thickness of the slice): each cell counts once.
@@ -337,9 +337,9 @@ def _covariance(cloud: Cloud, pose: Transform, points: Points, distance: Array, 
     middle = points.mean(axis=0)
     jacobian = np.hstack([normal, np.cross(points - middle, normal)])
     share = weight / size[owner.ravel()]
-    variance = float(weight @ distance**2) / max(float(weight.sum()), 1e-9) + _COMMON**2
+    variance = float(weight @ distance**2) / max(float(weight.sum()), 1e-9) + common**2
     own = covariance_from(jacobian.T @ (share[:, None] * jacobian) / variance)
-    own[:3, :3] += _COMMON**2 * np.eye(3)
+    own[:3, :3] += common**2 * np.eye(3)
     turn = pose[:3, :3].T
     change = -np.block([[turn, turn @ skew(middle)], [np.zeros((3, 3)), turn]])
     return np.asarray(change @ own @ change.T)

@@ -4,11 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from geometry_msgs.msg import PointStamped, PoseArray, PoseStamped, PoseWithCovarianceStamped
-from nav_msgs.msg import Path as PathMessage
+from geometry_msgs.msg import PointStamped, PoseStamped, PoseWithCovarianceStamped
 from std_msgs.msg import Float64
 from std_srvs.srv import SetBool, Trigger
-from visualization_msgs.msg import Marker, MarkerArray
+from visualization_msgs.msg import Marker
 
 from hybrid_guidance.geometry.needle import NeedleEstimate
 from hybrid_guidance.geometry.rigid import inverse, transform_points
@@ -21,19 +20,22 @@ from hybrid_guidance.planning.clearance import Clearance, Nearest
 from hybrid_guidance.planning.guidance import Command, Guidance, GuidanceSettings
 from hybrid_guidance.planning.path import Path, PlanError
 from hybrid_guidance.procedure import load_procedure
-from hybrid_guidance.ros import markers, qos, tf
+from hybrid_guidance.ros import qos, tf
 from hybrid_guidance.ros.convert import (
     header,
     needle_from_message,
     point_array,
     point_message,
-    pose_message,
     pose_stamped,
     stamp_ns,
-    transform_message,
 )
 from hybrid_guidance.ros.node import GuidanceNode, run
+from hybrid_guidance.ros.plans import PlanPublisher
 from hybrid_guidance.simulation.anatomy import build_structures
+
+SETTINGS = ('standoff', 'step', 'lateral_tolerance', 'angle_tolerance', 'depth_doubt',
+            'lateral_doubt', 'target_tolerance')
+"""Parameters that are settings of the guidance."""
 
 
 @dataclass(frozen=True)
@@ -81,15 +83,12 @@ class PlannerNode(GuidanceNode[PlannerParameters]):
     def __init__(self) -> None:
         super().__init__('planner_node', PlannerParameters)
         self.listen_to_frames()
-        self._static = tf.StaticTransformBroadcaster(self)
+        self._shown = PlanPublisher(self)
         publish = self.create_publisher
         self._next_pose = publish(PoseStamped, 'plan/needle_pose', qos.COMMAND)
-        self._path = publish(PathMessage, 'plan/path', qos.STATE)
-        self._waypoints = publish(PoseArray, 'plan/waypoints', qos.STATE)
         self._deviation = publish(PointStamped, 'plan/deviation', qos.OBSERVATION)
         self._danger = publish(PointStamped, 'plan/nearest_structure', qos.OBSERVATION)
         self._clear = publish(Float64, 'plan/clearance', qos.OBSERVATION)
-        self._markers = publish(MarkerArray, 'plan/markers', qos.STATE)
         procedure = load_procedure(self.parameters.procedure)
         self._points = {'entry': procedure.entry, 'target': procedure.target}
         self._window, self._insert_by_eye = procedure.entry, procedure.insert_by_eye
@@ -122,22 +121,11 @@ class PlannerNode(GuidanceNode[PlannerParameters]):
         if self._approval.given:
             self._approval.withdraw(why)
         settings = GuidanceSettings(
-            standoff=self.parameters.standoff, first_depth=self._insert_by_eye,
-            step=self.parameters.step, lateral_tolerance=self.parameters.lateral_tolerance,
-            angle_tolerance=self.parameters.angle_tolerance,
-            depth_doubt=self.parameters.depth_doubt, lateral_doubt=self.parameters.lateral_doubt,
-            target_tolerance=self.parameters.target_tolerance)
+            first_depth=self._insert_by_eye,
+            **{name: getattr(self.parameters, name) for name in SETTINGS})
         path = Path(self._points['entry'], self._points['target'])
         self._guidance, self._refused = Guidance(path, settings), ''
-        now = self.now_ns()
-        self._static.sendTransform(transform_message('patient', 'plan', now, path.patient_T_plan))
-        poses = path.waypoints(self.parameters.step)
-        self._path.publish(PathMessage(header=header('patient', now), poses=[
-            pose_stamped(pose, 'patient', now) for pose in poses]))
-        self._waypoints.publish(PoseArray(header=header('patient', now),
-                                          poses=[pose_message(pose) for pose in poses]))
-        self._markers.publish(MarkerArray(markers=[
-            *markers.path(path.entry, path.target, 'patient', now), *extra]))
+        self._shown.publish(path, self.parameters.step, self.now_ns(), extra)
 
     def _on_point(self, name: str, message: PointStamped) -> None:
         point = point_array(message.point)
@@ -178,9 +166,7 @@ class PlannerNode(GuidanceNode[PlannerParameters]):
         found, paths = self._chooser.choose(self._points['target'], self._window)
         self._points = {**self._points, 'entry': paths[0].path.entry}
         self.get_logger().info('ranked paths:\n' + table(paths))
-        few = slice(None, None, max(1, len(found.entries) // 1500))
-        return markers.candidates(found.entries[few], found.cost[few], [
-            (path.path.entry, path.path.target) for path in paths], 'patient', self.now_ns())
+        return self._shown.candidates(found, paths, self.now_ns())
 
     def _on_approve(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
         if request.data and self._refused:

@@ -20,7 +20,7 @@ PARENT = 'HYBRID_GUIDANCE_PARENT'
 """Environment variable with the process whose end ends a node (see ``end_with_parent``)."""
 
 _LAST_LINES = 15
-_GRACE_S = 5.0
+_GRACE_S = 10.0
 
 
 @dataclass

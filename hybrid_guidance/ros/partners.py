@@ -6,7 +6,7 @@ once in a while says the same, and says it on /diagnostics.
 """
 
 from rclpy.node import Node
-from rclpy.qos import QoSCompatibility, QoSProfile, qos_check_compatible
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 
 from hybrid_guidance.ros.health import Health
 
@@ -40,9 +40,24 @@ class Partners:
         deaf = []
         for partner in ask(topic):
             pair = (own, partner.qos_profile) if publishes else (partner.qos_profile, own)
-            fits, reason = qos_check_compatible(*pair)
-            if fits == QoSCompatibility.ERROR:
-                deaf.append(f'{partner.node_name} ({reason.strip().removeprefix("ERROR: ")})')
+            reason = mismatch(*pair)
+            if reason:
+                deaf.append(f'{partner.node_name} ({reason})')
         self._health.set(f'quality of {topic}', not deaf, (
             f'nothing arrives {"at" if publishes else "from"} {"; ".join(deaf)}; give both ends '
             'qualities of service that fit'))
+
+
+def mismatch(publisher: QoSProfile, subscriber: QoSProfile) -> str:
+    """Return in words why the one is not heard by the other; '' when it is.
+
+    Deadlines and liveliness are left out: nobody here asks for them, and what stands for "none"
+    differs between a profile and what the graph tells of it.
+    """
+    if (publisher.reliability == ReliabilityPolicy.BEST_EFFORT
+            and subscriber.reliability == ReliabilityPolicy.RELIABLE):
+        return 'published best effort, but reliable is asked for'
+    if (publisher.durability == DurabilityPolicy.VOLATILE
+            and subscriber.durability == DurabilityPolicy.TRANSIENT_LOCAL):
+        return 'published volatile, but transient local is asked for'
+    return ''

@@ -161,6 +161,18 @@ def test_a_publisher_that_cannot_be_heard_is_named_until_it_is_gone(graph) -> No
     spin(lambda: not node.health.faults, 15.0)
 
 
+def test_partners_that_fit_are_not_reported(graph) -> None:
+    """Ours and another node's, of every topic, both ways."""
+    node, peer, spin = graph
+    loud = peer.create_publisher(Float64, 'number', 10)
+    peer.create_subscription(DiagnosticArray, '/diagnostics', lambda message: None, 10)
+    images = node.create_publisher(Image, 'ultrasound/image_raw', qos.IMAGE)
+    spin(lambda: loud.get_subscription_count() > 0 and images.get_subscription_count() > 0)
+    for _ in range(12):
+        node._partners.check()
+        assert node.health.faults == {}
+
+
 @pytest.mark.parametrize('image_first', [True, False])
 def test_image_and_info_are_paired_by_stamp_whichever_comes_first(graph, image_first) -> None:
     node, peer, spin = graph

@@ -331,12 +331,15 @@ def _pivot(arguments: argparse.Namespace) -> Outcome:
         f'{found.inliers} of {found.samples} poses agree; rms {entry.residual or 0.0:.6f} m, '
         f'held out {found.held_out * _MM:.3f} mm',
         entry.method)
-    number = np.arange(len(found.errors), dtype=float)
-    return Outcome(entry, lines, (
-        Panel('Distance of the tip from the pivot', 'pose', 'mm', (
-            Series(number, found.errors * _MM),)),
-        Panel('Its distribution', 'mm', 'share (%)', (histogram(
-            found.errors * _MM, '', chart.BLUE, float(found.errors.max()) * _MM),))))
+    return Outcome(entry, lines, _error_panels('Distance of the tip from the pivot', found.errors))
+
+
+def _error_panels(title: str, errors: Array) -> tuple[Panel, Panel]:
+    """Return the panels of (N,) m, pose by pose and as a distribution."""
+    return (Panel(title, 'pose', 'mm', (
+                Series(np.arange(len(errors), dtype=float), errors * _MM),)),
+            Panel('Its distribution', 'mm', 'share (%)', (
+                histogram(errors * _MM, '', chart.BLUE, float(errors.max()) * _MM),)))
 
 
 def _pivoted(path: Path, arguments: argparse.Namespace) -> PivotCalibration:
@@ -426,12 +429,8 @@ def _hand_eye(arguments: argparse.Namespace) -> Outcome:
         f'held out: {found.held_out * _MM:.3f} mm, {np.rad2deg(found.held_out_angle):.3f}°',
         *(f'  {name}: {error * _MM:.3f} mm'
           for name, error in sorted(found.ranking.items(), key=lambda one: one[1])))
-    number = np.arange(len(found.errors), dtype=float)
-    return Outcome(entry, lines, (
-        Panel('Distance of the target from its mean', 'pose', 'mm', (
-            Series(number, found.errors * _MM),)),
-        Panel('Its distribution', 'mm', 'share (%)', (histogram(
-            found.errors * _MM, '', chart.BLUE, float(found.errors.max()) * _MM),))))
+    return Outcome(entry, lines, _error_panels(
+        'Distance of the target from its mean', found.errors))
 
 
 # --- carm and fluoroscopy-ultrasound

@@ -1,36 +1,30 @@
 """Leads the needle along a path from entry to target: the next pose, deviation, clearance."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from geometry_msgs.msg import PointStamped, PoseStamped, PoseWithCovarianceStamped
-from std_msgs.msg import Float64
 from std_srvs.srv import SetBool, Trigger
-from visualization_msgs.msg import Marker
 
-from hybrid_guidance.geometry.needle import NeedleEstimate
-from hybrid_guidance.geometry.rigid import inverse, transform_points
-from hybrid_guidance.geometry.types import Points
+from hybrid_guidance.geometry.rigid import transform_points
 from hybrid_guidance.parameters import parameter
 from hybrid_guidance.planning.approval import Approval
 from hybrid_guidance.planning.candidates import Doubt, Task
 from hybrid_guidance.planning.choice import Chooser, table
-from hybrid_guidance.planning.clearance import Clearance, Nearest
-from hybrid_guidance.planning.guidance import Command, Guidance, GuidanceSettings
-from hybrid_guidance.planning.path import Path, PlanError
+from hybrid_guidance.planning.clearance import Clearance
+from hybrid_guidance.planning.guidance import Command, GuidanceSettings
+from hybrid_guidance.planning.path import PlanError
+from hybrid_guidance.planning.planner import Choice, Planner
 from hybrid_guidance.procedure import load_procedure
 from hybrid_guidance.ros import qos, tf
 from hybrid_guidance.ros.convert import (
-    header,
     needle_from_message,
     point_array,
-    point_message,
     pose_stamped,
     stamp_ns,
 )
 from hybrid_guidance.ros.node import GuidanceNode, run
-from hybrid_guidance.ros.plans import PlanPublisher
+from hybrid_guidance.ros.plans import PlanPublisher, ProgressPublisher
 from hybrid_guidance.simulation.anatomy import build_structures
 
 SETTINGS = ('standoff', 'step', 'lateral_tolerance', 'angle_tolerance', 'depth_doubt',
@@ -84,29 +78,13 @@ class PlannerNode(GuidanceNode[PlannerParameters]):
         super().__init__('planner_node', PlannerParameters)
         self.listen_to_frames()
         self._shown = PlanPublisher(self)
-        publish = self.create_publisher
-        self._next_pose = publish(PoseStamped, 'plan/needle_pose', qos.COMMAND)
-        self._deviation = publish(PointStamped, 'plan/deviation', qos.OBSERVATION)
-        self._danger = publish(PointStamped, 'plan/nearest_structure', qos.OBSERVATION)
-        self._clear = publish(Float64, 'plan/clearance', qos.OBSERVATION)
-        procedure = load_procedure(self.parameters.procedure)
-        self._points = {'entry': procedure.entry, 'target': procedure.target}
-        self._window, self._insert_by_eye = procedure.entry, procedure.insert_by_eye
-        structures, self._chooser = {}, None
-        if self.parameters.anatomy == 'simulated':
-            solids = build_structures(procedure.region, self.parameters.seed,
-                                      procedure.target)
-            structures = {name: solids[name].at for name in procedure.avoid}
-            if self.parameters.choose:
-                doubt = Doubt(self.parameters.sigmas, self.parameters.tip_sigma,
-                              self.parameters.registration_sigma)
-                self._chooser = Chooser(Task.of(procedure, doubt), solids)
+        self._next_pose = self.create_publisher(PoseStamped, 'plan/needle_pose', qos.COMMAND)
+        self._progress = ProgressPublisher(self)
+        structures = self._make_planner()
         self._clearance = Clearance(structures, self.parameters.sigmas)
-        self._guidance: Guidance | None = None
         self._approval = Approval(self.parameters.registration_limit)
-        self._seen, self._refused = False, ''
-        self._latest_ns = 0
-        for name in self._points:
+        self._seen, self._latest_ns = False, 0
+        for name in self._planner.points:
             self.create_subscription(PointStamped, f'plan/{name}',
                                      lambda message, name=name: self._on_point(name, message),
                                      qos.POINT)
@@ -115,69 +93,56 @@ class PlannerNode(GuidanceNode[PlannerParameters]):
         self.create_service(Trigger, 'plan/compute', self._on_compute)
         self.create_service(SetBool, 'plan/approve', self._on_approve)
         self.create_timer(0.1, self._watch)
-        self._plan('planned anew')
+        self._show_plan()
 
-    def _plan(self, why: str, extra: Sequence[Marker] = ()) -> None:
-        if self._approval.given:
-            self._approval.withdraw(why)
-        settings = GuidanceSettings(
-            first_depth=self._insert_by_eye,
-            **{name: getattr(self.parameters, name) for name in SETTINGS})
-        path = Path(self._points['entry'], self._points['target'])
-        self._guidance, self._refused = Guidance(path, settings), ''
-        self._shown.publish(path, self.parameters.step, self.now_ns(), extra)
+    def _make_planner(self):  # type: ignore[no-untyped-def]
+        """Make the planner; return what to keep clear of, as distances by name."""
+        parameters, procedure = self.parameters, load_procedure(self.parameters.procedure)
+        solids = (build_structures(procedure.region, parameters.seed, procedure.target)
+                  if parameters.anatomy == 'simulated' else {})
+        doubt = Doubt(parameters.sigmas, parameters.tip_sigma, parameters.registration_sigma)
+        self._planner = Planner(
+            {'entry': procedure.entry, 'target': procedure.target},
+            GuidanceSettings(first_depth=procedure.insert_by_eye,
+                             **{name: getattr(parameters, name) for name in SETTINGS}),
+            Chooser(Task.of(procedure, doubt), solids) if parameters.choose and solids else None)
+        return {name: solids[name].at for name in procedure.avoid} if solids else {}
+
+    def _show_plan(self, choice: Choice | None = None) -> None:
+        self._shown.publish(self._planner.path, self.parameters.step, self.now_ns(), choice)
 
     def _on_point(self, name: str, message: PointStamped) -> None:
         point = point_array(message.point)
         if message.header.frame_id != 'patient':
             point = transform_points(self.lookup('patient', message.header.frame_id, 0), point)
-        before = self._points
-        self._points = {**before, name: point}
-        try:
-            self._plan(f'{name} moved by {np.linalg.norm(point - before[name]) * 1e3:.1f} mm')
-        except PlanError:
-            self._points = before
-            raise
-        if name == 'entry':
-            self._window = point
+        moved = float(np.linalg.norm(point - self._planner.points[name]))
+        self._planner.move(name, point)
+        self._approval.renew(f'{name} moved by {moved * 1e3:.1f} mm')
+        self._show_plan()
         self.get_logger().info(f'{name} moved: the plan is new and must be approved')
 
     def _on_compute(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        extra: list[Marker] = []
-        if self._chooser is not None:
-            try:
-                extra = self._choose()
-            except PlanError as error:
-                self._refused = str(error)
-                self._approval.withdraw(self._refused)
-                response.success, response.message = False, self._refused
-                return response
-        self._plan('planned anew', extra)
-        path = self._guidance.path
-        least = self._clearance.along(path)
+        try:
+            choice = self._planner.compute()
+        except PlanError as error:
+            self._approval.refuse(str(error))
+            response.success, response.message = False, str(error)
+            return response
+        self._approval.renew('planned anew')
+        self._show_plan(choice)
+        if choice is not None:
+            self.get_logger().info('ranked paths:\n' + table(choice[1]))
         response.success = True
-        response.message = f'{path.length * 1e3:.1f} mm from entry to target' + (
-            f', {least * 1e3:.1f} mm clear of what to avoid' if np.isfinite(least) else
-            ', no anatomy to keep clear of')
+        response.message = self._clearance.describe(self._planner.path)
         return response
 
-    def _choose(self) -> list[Marker]:
-        """Move the entry to the best of the window; return markers of all."""
-        found, paths = self._chooser.choose(self._points['target'], self._window)
-        self._points = {**self._points, 'entry': paths[0].path.entry}
-        self.get_logger().info('ranked paths:\n' + table(paths))
-        return self._shown.candidates(found, paths, self.now_ns())
-
     def _on_approve(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
-        if request.data and self._refused:
-            response.success, response.message = False, f'nothing to approve: {self._refused}'
-            return response
-        if request.data:
-            self._approval.give()
-        else:
+        refused = self._approval.give() if request.data else ''
+        if not request.data:
             self._approval.withdraw('withdrawn by plan/approve')
-        response.success = True
-        response.message = 'guiding' if request.data else 'approval withdrawn; nothing moves'
+        response.success = not refused
+        response.message = (f'nothing to approve: {refused}' if refused else
+                            'guiding' if request.data else 'approval withdrawn; nothing moves')
         return response
 
     def _on_needle(self, message: PoseWithCovarianceStamped) -> None:
@@ -189,20 +154,10 @@ class PlannerNode(GuidanceNode[PlannerParameters]):
             return
         needle = needle_from_message(message)
         self._latest_ns, self._seen = stamp, True
-        x, y, z = self._guidance.path.deviation(needle.tip)
-        self._deviation.publish(PointStamped(
-            header=header('plan', stamp), point=point_message((x, y, z))))
-        nearest = self._clearance.nearest(needle.tip, needle.covariance)
-        if nearest is not None:
-            self._warn(nearest, needle, stamp)
+        self._progress.publish(self._planner.path.deviation(needle.tip), needle,
+                               self._clearance.nearest(needle.tip, needle.covariance), stamp)
         if self._approval.given:
-            self._lead(self._guidance.by_image(needle), stamp)
-
-    def _warn(self, nearest: Nearest, needle: NeedleEstimate, stamp: int) -> None:
-        self._clear.publish(Float64(data=nearest.clearance))
-        point: Points = transform_points(inverse(needle.pose), nearest.point)
-        self._danger.publish(PointStamped(
-            header=header('needle_tip', stamp), point=point_message(point)))
+            self._lead(self._planner.guidance.by_image(needle), stamp)
 
     def _lead(self, command: Command, stamp: int) -> None:
         self._next_pose.publish(pose_stamped(command.pose, 'patient', stamp))
@@ -212,11 +167,12 @@ class PlannerNode(GuidanceNode[PlannerParameters]):
     def _watch(self) -> None:
         now = self.now_ns()
         if self._approval.given and not self._seen:
-            self._lead(self._guidance.by_eye(now), now)
+            self._lead(self._planner.guidance.by_eye(now), now)
         lost = self._seen and (now - self._latest_ns) * 1e-9 > self.parameters.stale
         self.health.set('needle', not lost, 'not seen any more; nothing moves until it is')
         try:
-            if self._approval.look(self.lookup('world', 'patient', 0), self._points['target']):
+            world_T_patient = self.lookup('world', 'patient', 0)
+            if self._approval.look(world_T_patient, self._planner.path.target):
                 self.get_logger().warning(self._approval.why_not)
         except tf.TransformException:
             pass  # nothing is registered yet

@@ -19,16 +19,29 @@ class Approval:
         self.given = False
         self.why_not = 'the plan waits for plan/approve'
         self._limit = limit
+        self._refused = ''
         self._world_T_patient: Transform | None = None
 
-    def give(self) -> None:
-        """Approve."""
-        self.given = True
+    def give(self) -> str:
+        """Approve; return in words why there is nothing to approve, '' when there is."""
+        self.given = not self._refused
+        return self._refused
 
     def withdraw(self, why: str) -> None:
         """Withdraw it, and say why."""
         self.given = False
         self.why_not = f'{why}; approve with plan/approve'
+
+    def refuse(self, why: str) -> None:
+        """There is no plan: withdraw, and take no approval until there is one."""
+        self.withdraw(why)
+        self._refused = why
+
+    def renew(self, why: str) -> None:
+        """There is another plan: what was approved is not it."""
+        self._refused = ''
+        if self.given:
+            self.withdraw(why)
 
     def look(self, world_T_patient: Transform, target: Points) -> bool:
         """Look at the registration; withdraw if it jumped. Tell whether it did just now.

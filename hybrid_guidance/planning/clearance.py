@@ -71,6 +71,13 @@ class Clearance:
         place, distance = self._known[name]
         return distance - float(np.linalg.norm(tip - place))
 
+    def describe(self, path: Path) -> str:
+        """Return in words how long a path is and how clear of what to avoid."""
+        least = self.along(path)
+        return f'{path.length * 1e3:.1f} mm from entry to target' + (
+            f', {least * 1e3:.1f} mm clear of what to avoid' if np.isfinite(least) else
+            ', no anatomy to keep clear of')
+
     def along(self, path: Path, spacing: float = 0.0005) -> float:
         """Return the least distance in m of a whole path; infinite without structures."""
         count = int(np.ceil(path.length / spacing)) + 1

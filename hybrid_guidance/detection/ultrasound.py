@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import cv2
 import numpy as np
@@ -55,7 +56,8 @@ class UltrasoundNeedleDetector:
             minimum_length, widths, systematic=(0.6, 0.5), hub=False,
             turn=np.deg2rad(36.0),
             tail=(0.0, 1.0), windows=((12.0, 12.0), (20.0, 14.0)),
-            compression=255.0 / dynamic_range_db * 20.0 / np.log(10.0))
+            compression=255.0 / dynamic_range_db * 20.0 / np.log(10.0),
+            grey=partial(np.asarray, dtype=np.float32))
         self._angles = angles
         self._minimum_probability = minimum_probability
         self._search = LineSearch(sigma=1.5, minimum_length=0.4 * minimum_length,
@@ -164,7 +166,7 @@ class Sector:
         beams: which way sound travels, px of the full resolution.
         share: (h, w) float32, one over the share of the window around that is inside.
         filled: (h, w) float32, buffer.
-        full: (H, W) float32, buffer.
+        full: (H, W) uint8, buffer.
     """
 
     mask: Image
@@ -182,7 +184,7 @@ class Sector:
         return cls(mask, cv2.erode(mask, np.ones((3, 3), np.uint8)),
                    cv2.resize(mask, shape[::-1], interpolation=cv2.INTER_NEAREST),
                    Beams.of(mask, 2.0), share, np.zeros(mask.shape, np.float32),
-                   np.zeros(shape, np.float32))
+                   np.zeros(shape, np.uint8))
 
     def fits(self, mask: Image, shape: tuple[int, ...]) -> bool:
         """Tell whether a (h, w) mask of a (H, W) image is this one, but for a few dark pixels."""
@@ -199,7 +201,7 @@ class Sector:
 
     def fill_full(self, pixels: Image, small: Image) -> Image:
         """Return ``full`` with (H, W) uint8 inside, and the mean of the inside nearby."""
-        cv2.resize(self.fill(small), pixels.shape[::-1], dst=self.full,
+        cv2.resize(self.fill(small).astype(np.uint8), pixels.shape[::-1], dst=self.full,
                    interpolation=cv2.INTER_LINEAR)
         return self.fill_inside(pixels)
 
@@ -208,8 +210,7 @@ class Sector:
 
         The last image's surroundings hide the sector's edge as well as this one's would.
         """
-        np.copyto(self.full, pixels, where=self.full_mask.view(np.bool_))
-        return self.full
+        return np.asarray(cv2.copyTo(pixels, self.full_mask, self.full))
 
 
 def _side(columns: NDArray[np.intp], inside: NDArray[np.bool_]) -> tuple[float, float] | None:

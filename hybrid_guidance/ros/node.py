@@ -21,6 +21,7 @@ from hybrid_guidance.imaging.frame import Frame
 from hybrid_guidance.parameters import ParameterError
 from hybrid_guidance.ros import environment, qos, tf
 from hybrid_guidance.ros.convert import frame_from_messages, stamp_ns
+from hybrid_guidance.ros.executor import MessageExecutor
 from hybrid_guidance.ros.health import ERROR, Health
 from hybrid_guidance.ros.parameters import Parameters
 from hybrid_guidance.ros.partners import Partners
@@ -205,7 +206,7 @@ def run(node_type: Callable[[], Node], *, background: bool = False) -> None:
         # What start-up made stays; scanning it again and again would delay images.
         gc.collect()
         gc.freeze()
-        rclpy.spin(node)
+        MessageExecutor(node).spin()
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
     except rclpy_implementation.RCLError:

@@ -1,0 +1,128 @@
+"""What a node's executor must do besides being quick: everything that rclpy's does."""
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import rclpy
+from rclpy.executors import ExternalShutdownException
+from std_msgs.msg import Int64
+from std_srvs.srv import Trigger
+
+from hybrid_guidance.ros.executor import MessageExecutor
+from hybrid_guidance.ros.node import GuidanceNode
+
+LIMIT = 10.0
+
+
+@dataclass(frozen=True)
+class Nothing:
+    """No parameters."""
+
+
+class Talker:
+    """A node that sends itself numbers from a timer until told to stop."""
+
+    def __init__(self) -> None:
+        # Without rclpy's handlers of events, which are waitables.
+        self.node = GuidanceNode('talker', Nothing)
+        self.heard: list[int] = []
+        self.sent = 0
+        self.until: Callable[[], bool] = lambda: False
+        self.publisher = self.node.create_publisher(Int64, 'numbers', 50)
+        self.subscription = self.node.create_subscription(
+            Int64, 'numbers', lambda message: self.heard.append(message.data), 50)
+        self.node.create_timer(0.005, self.tick)
+        self.node.create_timer(LIMIT, rclpy.shutdown)
+
+    def tick(self) -> None:
+        if self.until():
+            rclpy.shutdown()
+            return
+        self.publisher.publish(Int64(data=self.sent))
+        self.sent += 1
+
+    def run(self, until: Callable[[], bool]) -> MessageExecutor:
+        self.until = until
+        executor = MessageExecutor(self.node)
+        with contextlib.suppress(ExternalShutdownException):
+            executor.spin()
+        assert until(), f'ended after {LIMIT} s without what was waited for'
+        return executor
+
+
+@pytest.fixture
+def talker(ros) -> Talker:
+    return Talker()
+
+
+def test_messages_arrive_once_and_in_order(talker: Talker) -> None:
+    talker.run(lambda: len(talker.heard) >= 30)
+    assert talker.heard == list(range(talker.heard[0], talker.heard[0] + len(talker.heard)))
+
+
+def test_list_of_entities_is_kept_from_message_to_message(
+        talker: Talker, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    make = MessageExecutor._make_wait_set
+    monkeypatch.setattr(MessageExecutor, '_make_wait_set',
+                        lambda self: (made.append(len(talker.heard)), make(self)))
+    talker.run(lambda: len(talker.heard) >= 30)
+    assert len(made) == 1
+
+
+def test_service_is_answered_and_its_client_hears_it(talker: Talker) -> None:
+    talker.node.create_service(Trigger, 'ask', lambda request, response: Trigger.Response(
+        success=True, message='yes'))
+    client = talker.node.create_client(Trigger, 'ask')
+    answers = []
+
+    def ask(_: Int64) -> None:
+        if client.service_is_ready() and not answers:
+            client.call_async(Trigger.Request()).add_done_callback(
+                lambda future: answers.append(future.result().message))
+    talker.node.create_subscription(Int64, 'numbers', ask, 50)
+    talker.run(lambda: bool(answers))
+    assert answers[0] == 'yes'
+
+
+def test_subscription_made_and_ended_by_a_callback_is_followed(talker: Talker) -> None:
+    late: list[int] = []
+    own = []
+
+    def hear(message: Int64) -> None:
+        late.append(message.data)
+        if len(late) == 3:
+            talker.node.destroy_subscription(own[0])
+
+    def begin(_: Int64) -> None:
+        if not own:
+            own.append(talker.node.create_subscription(Int64, 'numbers', hear, 50))
+    talker.node.create_subscription(Int64, 'numbers', begin, 50)
+    talker.run(lambda: len(late) == 3 and talker.sent > late[-1] + 10)
+    assert len(late) == 3
+
+
+def test_subscription_ended_while_its_message_waits_is_not_called(talker: Talker) -> None:
+    called = []
+    others = []
+
+    def end_other(_: Int64) -> None:
+        if others:
+            talker.node.destroy_subscription(others.pop())
+    talker.node.create_subscription(Int64, 'numbers', end_other, 50)
+    others.append(talker.node.create_subscription(Int64, 'numbers', called.append, 50))
+    talker.run(lambda: len(talker.heard) > 20)
+    assert not called
+
+
+def test_rclpy_takes_over_where_its_wait_set_is_unknown(
+        talker: Talker, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Other:
+        InvalidHandle = RuntimeError
+
+        def __getattr__(self, name: str) -> None:
+            raise AttributeError(name)
+    monkeypatch.setattr('hybrid_guidance.ros.executor.rclpy_implementation', Other())
+    talker.run(lambda: len(talker.heard) >= 5)

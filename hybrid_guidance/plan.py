@@ -127,7 +127,7 @@ def _sources(procedure: Procedure, task: Task,
     if arguments.labels:
         labels = read_labels(arguments.labels)
         for name, values in map(_pair, arguments.structure):
-            chosen = np.isin(labels.labels, [_whole(name, value) for value in values.split(',')])
+            chosen = np.isin(labels.values, [_whole(name, value) for value in values.split(',')])
             sources[name] = LabelSource(chosen, labels.patient_T_voxel)
     missing = [name for name in needed if name not in sources]
     if missing:

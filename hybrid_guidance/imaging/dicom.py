@@ -43,7 +43,7 @@ _MAXIMUM_FRAMES = 100_000
 _CACHE_BYTES = 128 << 20
 _SAMPLES = 24
 _START_OF_FRAME = {*range(0xc0, 0xd0)} - {0xc4, 0xc8, 0xcc} | {0xf7}
-_EXPORT = 'export it again from the scanner or archive'
+EXPORT = 'export it again from the scanner or archive'
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ def open_dicom(path: str | Path, modality: Modality) -> DicomRecording:
         SourceError: missing, not DICOM, damaged, of the other modality, or without pixels.
     """
     path = Path(path)
-    with _explained(f'{path}: cannot be read as DICOM', _EXPORT):
+    with explained(f'{path}: cannot be read as DICOM', EXPORT):
         dataset = _read_dataset(path)
         _check_modality(path, dataset, modality)
         layout = _layout(path, dataset)
@@ -167,7 +167,7 @@ def open_dicom(path: str | Path, modality: Modality) -> DicomRecording:
 
 
 @contextmanager
-def _explained(what: str, cure: str) -> Iterator[None]:
+def explained(what: str, cure: str) -> Iterator[None]:
     """Turn whatever a decoder raises into a SourceError, and keep its warnings off stderr."""
     try:
         with warnings.catch_warnings():
@@ -192,15 +192,15 @@ def _read_dataset(path: Path) -> Any:
     with path.open('rb') as stream:
         stream.seek(128)
         if stream.read(4) != b'DICM':
-            raise SourceError(f'{path}: is not a DICOM file (no "DICM" at byte 128); {_EXPORT}')
+            raise SourceError(f'{path}: is not a DICOM file (no "DICM" at byte 128); {EXPORT}')
     meta = pydicom.filereader.read_file_meta_info(path)
     if 'TransferSyntaxUID' not in meta:
-        raise SourceError(f'{path}: has no TransferSyntaxUID; {_EXPORT}')
+        raise SourceError(f'{path}: has no TransferSyntaxUID; {EXPORT}')
     if meta.TransferSyntaxUID.is_deflated:
         _check_inflated_size(path, int(meta.FileMetaInformationGroupLength))
     dataset = pydicom.dcmread(path)
     if 'PixelData' not in dataset:
-        raise SourceError(f'{path}: holds no image (PixelData is missing or cut off); {_EXPORT}')
+        raise SourceError(f'{path}: holds no image (PixelData is missing or cut off); {EXPORT}')
     return dataset
 
 
@@ -237,7 +237,7 @@ def _layout(path: Path, dataset: Any) -> _Layout:
                                'SamplesPerPixel', 'PhotometricInterpretation')
                if dataset.get(tag) is None]
     if missing:
-        raise SourceError(f'{path}: tag {missing[0]} is missing; {_EXPORT}')
+        raise SourceError(f'{path}: tag {missing[0]} is missing; {EXPORT}')
     photometric = str(dataset.PhotometricInterpretation)
     frames = 1 if dataset.get('NumberOfFrames') is None else int(dataset.NumberOfFrames)
     layout = _Layout(
@@ -249,7 +249,7 @@ def _layout(path: Path, dataset: Any) -> _Layout:
                   int(dataset.get('HighBit') or layout.bits_stored - 1))
     if layout.frames < 1 or len(dataset.PixelData) == 0:
         raise SourceError(f'{path}: has no frames (NumberOfFrames is {layout.frames}, '
-                          f'{len(dataset.PixelData)} bytes of pixels); {_EXPORT}')
+                          f'{len(dataset.PixelData)} bytes of pixels); {EXPORT}')
     _check_frame_count(path, dataset, layout)
     return layout
 
@@ -265,7 +265,7 @@ def _check_layout(path: Path, layout: _Layout, allocated: int, high_bit: int) ->
                           'convert it to grey or RGB')
     if not 0 < size <= _MAXIMUM_FRAME_BYTES or layout.frames > _MAXIMUM_FRAMES:
         raise SourceError(f'{path}: declares {layout.frames} frames of {layout.columns} x '
-                          f'{layout.rows}, which is not a plausible image; {_EXPORT}')
+                          f'{layout.rows}, which is not a plausible image; {EXPORT}')
 
 
 def _check_frame_count(path: Path, dataset: Any, layout: _Layout) -> None:
@@ -279,7 +279,7 @@ def _check_frame_count(path: Path, dataset: Any, layout: _Layout) -> None:
         held = len(dataset.PixelData) // (bits // 8)
     if held != layout.frames:
         raise SourceError(f'{path}: declares {layout.frames} frames and holds {held}'
-                          f'{" (cut off)" if held < layout.frames else ""}; {_EXPORT}')
+                          f'{" (cut off)" if held < layout.frames else ""}; {EXPORT}')
 
 
 def _encapsulated_frames(dataset: Any, declared: int) -> int:
@@ -306,7 +306,7 @@ def _decoder(path: Path, dataset: Any, layout: _Layout) -> Callable[[int], Image
                           'which nothing installed can decode; convert it to uncompressed')
 
     def decode(index: int) -> Image:
-        with _explained(f'{path}: frame {index} is damaged', _EXPORT):
+        with explained(f'{path}: frame {index} is damaged', EXPORT):
             if dataset.file_meta.TransferSyntaxUID.is_encapsulated:
                 _check_codestream(_encoded(dataset, index, layout.frames), layout)
             pixels, properties = decoder.as_array(dataset, index=index, raw=True)

@@ -97,7 +97,7 @@ def test_nifti_by_its_sform_is_taken_from_ras(tmp_path: Path, order: str) -> Non
     file = tmp_path / 'labels.nii.gz'
     file.write_bytes(gzip.compress(nifti(order)))
     read = read_labels(file)
-    assert np.array_equal(read.labels, LABELS)
+    assert np.array_equal(read.values, LABELS)
     ras = AFFINE @ (4, 2, 1, 1)
     assert np.allclose(read.patient_T_voxel @ (4, 2, 1, 1),
                        [-ras[0] / 1e3, -ras[1] / 1e3, ras[2] / 1e3, 1])
@@ -121,7 +121,7 @@ def test_nrrd_in_either_axes(tmp_path: Path, space: str, signs: tuple[int, ...])
     file = tmp_path / 'labels.nrrd'
     file.write_bytes(head + gzip.compress(LABELS.tobytes()))
     read = read_labels(file)
-    assert np.array_equal(read.labels, LABELS)
+    assert np.array_equal(read.values, LABELS)
     place = np.array((-20.0, 5.0, 7.0)) + 4 * np.array((0.5, 0, 0.1)) + np.array((0, 0.2, 2))
     assert np.allclose(read.patient_T_voxel @ (4, 0, 1, 1), [*(place * signs * 1e-3), 1])
 

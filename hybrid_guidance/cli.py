@@ -33,6 +33,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_calibrate(commands.add_parser('calibrate', help=(
         'calibrate from recordings, check it, and write the calibration file')))
     _add_plan(commands.add_parser('plan', help='rank the paths from an entry window to a target'))
+    _add_patient(commands.add_parser('patient', help=(
+        'make a digital patient of a CT and a label map, and put a procedure into it')))
+    _add_samples(commands.add_parser('sample-data', help='fetch real CTs with label maps'))
     parameters = commands.add_parser('parameters', help='print the parameters of every node')
     parameters.add_argument('node', nargs='?', help='only this node')
     return parser
@@ -98,6 +101,18 @@ def _add_calibrate(parser: argparse.ArgumentParser) -> None:
 def _add_plan(parser: argparse.ArgumentParser) -> None:
     from hybrid_guidance.plan import add_parser
     add_parser(parser)
+
+
+def _add_patient(parser: argparse.ArgumentParser) -> None:
+    from hybrid_guidance.patient import add_parser
+    add_parser(parser)
+
+
+def _add_samples(parser: argparse.ArgumentParser) -> None:
+    from hybrid_guidance.sample_data import SAMPLES
+    parser.add_argument('names', nargs='*', metavar='NAME',
+                        help=f'of {", ".join(SAMPLES)} (default: all)')
+    parser.add_argument('--output', type=Path, default=Path('sample-data'))
 
 
 def _pixel_count(text: str) -> int:
@@ -269,6 +284,18 @@ def _plan(arguments: argparse.Namespace) -> int:
     return plan(arguments)
 
 
+def _patient(arguments: argparse.Namespace) -> int:
+    from hybrid_guidance.patient import patient
+    return patient(arguments)
+
+
+def _sample_data(arguments: argparse.Namespace) -> int:
+    from hybrid_guidance.sample_data import fetch_named
+    for line in fetch_named(arguments.names, arguments.output):
+        print(line, flush=True)
+    return 0
+
+
 def _parameters(arguments: argparse.Namespace) -> int:
     from hybrid_guidance.ros.documentation import parameter_tables
     print(parameter_tables(arguments.node))
@@ -286,7 +313,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _stop)
     commands = {'up': _up, 'demo': _demo, 'doctor': _doctor, 'render': _render,
                 'import-plus': _import_plus, 'calibrate': _calibrate,
-                'plan': _plan, 'parameters': _parameters}
+                'plan': _plan, 'patient': _patient,
+                'sample-data': _sample_data, 'parameters': _parameters}
     try:
         return commands[arguments.command](arguments)
     except _StopError:
@@ -301,7 +329,9 @@ def _expected_errors() -> tuple[type[Exception], ...]:
     from hybrid_guidance.imaging.frame import SourceError
     from hybrid_guidance.plan import ERRORS
     from hybrid_guidance.procedure import ProcedureError
-    return graph.GraphError, CalibrationError, ProcedureError, SourceError, *ERRORS, OSError
+    from hybrid_guidance.simulation.anatomy import AnatomyError
+    return (graph.GraphError, AnatomyError, CalibrationError, ProcedureError, SourceError, *ERRORS,
+            OSError)
 
 
 if __name__ == '__main__':

@@ -137,7 +137,7 @@ class Procedure:
 
     Attributes:
         name: identifier, also the stem of its file.
-        region: anatomy that it needs, a file of ``config/anatomy``.
+        region: anatomy that it needs: name of a file of ``config/anatomy``, or path of such a file.
         summary: one sentence.
         target: (3,) where the tip shall be, metres.
         entry: (3,) where the needle passes the skin, metres.
@@ -230,6 +230,40 @@ def load_procedure(name_or_path: str | Path) -> Procedure:
     return _procedure(_Reader(content, path))
 
 
+def save_procedure(path: Path, procedure: Procedure) -> None:
+    """Write a procedure as a YAML file that ``load_procedure`` reads.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    arm, scan, probe = procedure.fluoroscopy, procedure.ultrasound, procedure.ultrasound.probe
+    flat = not np.isfinite(probe.radius)
+    shape = ({'width': probe.field_of_view} if flat else
+             {'radius': probe.radius, 'field_of_view_deg': float(np.degrees(probe.field_of_view))})
+    planning, limits = procedure.planning, dict(procedure.planning.limits)
+    limits['skin_angle_deg'] = float(np.degrees(limits.pop('skin_angle')))
+    content = {
+        'name': procedure.name, 'region': procedure.region, 'summary': procedure.summary,
+        'target': procedure.target.tolist(), 'entry': procedure.entry.tolist(),
+        'insert_by_eye': procedure.insert_by_eye, 'needle': vars(procedure.needle),
+        'fluoroscopy': {
+            'source_to_detector': arm.source_to_detector,
+            'source_to_isocentre': arm.source_to_isocentre,
+            'primary_angle_deg': float(np.degrees(arm.primary_angle)),
+            'secondary_angle_deg': float(np.degrees(arm.secondary_angle)),
+            'isocentre': arm.isocentre.tolist(), 'detector_size': list(arm.detector_size),
+            'pixels': list(arm.pixels), 'kvp': arm.kvp, 'mas_per_pulse': arm.mas_per_pulse},
+        'ultrasound': {
+            'probe': {'kind': probe.kind, **shape, 'frequency': probe.frequency},
+            'depth': scan.depth, 'pixels': list(scan.pixels), 'pixel_spacing': scan.pixel_spacing,
+            'face': scan.face.tolist(), 'lateral': scan.lateral.tolist(),
+            'depth_direction': scan.depth_direction.tolist()},
+        'avoid': dict(procedure.avoid),
+        'planning': {'window': planning.window, 'comfort': planning.comfort, 'limits': limits,
+                     'weights': dict(planning.weights)}}
+    path.write_text(yaml.safe_dump(content, sort_keys=False), encoding='utf-8')
+
+
 def _find(name_or_path: str | Path) -> Path:
     path = Path(name_or_path)
     if path.suffix in ('.yaml', '.yml'):
@@ -277,6 +311,13 @@ class _Reader:
 
     def text(self, key: str) -> str:
         return str(self.raw(key))
+
+    def beside(self, key: str) -> Path:
+        """Return the path of a file that is named relative to this one."""
+        path = (self._path.parent / self.text(key)).resolve()
+        if not path.is_file():
+            raise self.fail(key, f'names {path}, which is no file; correct it')
+        return path
 
     def numbers(self, key: str, count: int) -> Array:
         try:
@@ -353,6 +394,8 @@ def _planning(read: _Reader, avoid: tuple[str, ...]) -> PlanningSetup:
 
 def _region(read: _Reader) -> str:
     region = read.text('region')
+    if region.endswith('.yaml'):
+        return str(read.beside('region'))
     known = sorted(path.stem for path in resource(ANATOMY).glob('*.yaml'))
     if region not in known:
         raise read.fail('region', f'"{region}" is no known anatomy; use one of: '

@@ -165,3 +165,12 @@ def angle_between(first: Array, second: Array) -> float:
     """Return the angle between two directions, in radians, well conditioned near zero."""
     sine = float(np.linalg.norm(cross(first, second)))
     return float(np.arctan2(sine, float(np.dot(first, second))))
+
+
+def rotation_between(first: Array, second: Array) -> Array:
+    """Return the (3, 3) least rotation that turns one (3,) direction into another."""
+    axis = cross(first, second)
+    length = float(np.linalg.norm(axis))
+    if length < 1e-12 * float(np.linalg.norm(first)) * float(np.linalg.norm(second)):
+        axis, length = perpendiculars(first)[0], 1.0
+    return rotation_from_vector(axis / length * float(angle_between(first, second)))

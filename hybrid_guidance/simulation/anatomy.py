@@ -8,6 +8,7 @@ the skin of the back stays, so that a procedure's target and entry hold in every
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -95,7 +96,7 @@ class Surround:
 class Patient:
     """A patient in voxels and solids, all in ``patient`` (LPS, metres).
 
-    A CT becomes one by filling the same arrays; what is not known may be zero or None.
+    A CT becomes one by filling the same arrays (``imported``); what is not known may be zero.
 
     Attributes:
         region: name of the anatomy.
@@ -107,6 +108,8 @@ class Patient:
         sheets: (Z, Y, X) uint8, strength of fascia and septa, thinner than a voxel.
         structures: name to solid.
         surround: coarse body round the volume.
+        density: (Z, Y, X) uint8, ``WATER_LEVEL`` for water, of what is not mineral; None is what
+            the labels' tissues have.
     """
 
     region: str
@@ -118,6 +121,7 @@ class Patient:
     sheets: Voxels
     structures: Mapping[str, Shape]
     surround: Surround | None = None
+    density: Voxels | None = None
 
     def distance(self, name: str, points: Points) -> Array:
         """Return the signed distances (metres, negative inside) of (..., 3) points.
@@ -151,7 +155,8 @@ def build_patient(region: str, seed: int, fixed_point: Points | None = None) -> 
     """Build a patient.
 
     Args:
-        region: name of a file of ``config/anatomy``.
+        region: name of a file of ``config/anatomy``, or the path of such a file; that of an
+            imported patient (see ``imported``) is one patient, whatever seed and fixed point.
         seed: which patient; 0 is the mean one.
         fixed_point: (3,) metres, what patients have in common: a procedure's target. None is
             the region's own.
@@ -160,6 +165,9 @@ def build_patient(region: str, seed: int, fixed_point: Points | None = None) -> 
         AnatomyError: no such region.
     """
     content = _read(region)
+    if 'voxels' in content:
+        from hybrid_guidance.simulation.imported import load_imported
+        return load_imported(Path(region)).patient(seed)
     variation = _draw(content, seed, fixed_point)
     grid = _grid(content)
     solids = _Solids(content, variation)
@@ -181,6 +189,9 @@ def build_structures(region: str, seed: int,
         AnatomyError: no such region.
     """
     content = _read(region)
+    if 'voxels' in content:
+        from hybrid_guidance.simulation.imported import load_solids
+        return load_solids(Path(region))
     variation = _draw(content, seed, fixed_point)
     skin = _soft_tissue(content, variation).skin
     return {**_Solids(content, variation).named(), 'skin': skin}
@@ -204,7 +215,7 @@ def _grid(content: Mapping[str, Any]) -> Grid:
 
 
 def _read(region: str) -> dict[str, Any]:
-    path = resource(FOLDER) / f'{region}.yaml'
+    path = Path(region) if region.endswith('.yaml') else resource(FOLDER) / f'{region}.yaml'
     if not path.is_file():
         names = ', '.join(sorted(file.stem for file in resource(FOLDER).glob('*.yaml')))
         raise AnatomyError(f'anatomy "{region}" is unknown; use one of: {names}')

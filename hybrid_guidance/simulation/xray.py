@@ -108,7 +108,10 @@ class XrayRenderer:
         self.technique = technique
         self._step = anatomy_step
         self._size = (projection.width, projection.height)
-        self._soft = _Stack(cv2.LUT(patient.labels, density_table()), patient.grid)
+        density = patient.density
+        if density is None:
+            density = np.asarray(cv2.LUT(patient.labels, density_table()), np.uint8)
+        self._soft = _Stack(density, patient.grid)
         self._bone = _Stack(patient.mineral, patient.grid)
         self._around = (None if patient.surround is None
                         else _Stack(patient.surround.density, patient.surround.grid))

@@ -195,7 +195,7 @@ def import_patient(ct: Volume, labels: Volume, rules: Mapping[str, LabelRule], c
     Raises:
         AnatomyError: the box is not in the CT, or there is no bone or no body in it.
     """
-    body = _body(ct)
+    body = body_of(ct)
     grid = _grid(ct, np.asarray(centre, float), np.array(size), spacing)
     solids = dict(_solids(labels, rules, grid))
     outer = _solid(_crop(Volume(body, ct.patient_T_voxel), grid, _SKIN_MARGIN + _MARGIN), grid,
@@ -235,7 +235,7 @@ def _corners(volume: Volume) -> Points:
     return transform_points(volume.patient_T_voxel, choice * ends)
 
 
-def _body(ct: Volume) -> NDArray[np.bool_]:
+def body_of(ct: Volume) -> NDArray[np.bool_]:
     """Return what of a CT is the patient: the largest thing, gas in it too, without the table."""
     dense = ct.values > _BODY
     # Wide enough to part a table that touches the back; padding counts in voxels of a slice.

@@ -45,6 +45,7 @@ class Scan:
         attenuation_compensated: of the time gain compensation, dB/(cm·MHz).
         noise_db: electronic noise before time gain, against the brightest bone.
         needle_db: echo of a shaft square to the beam.
+        reverberation: amplitude of each further echo from within the steel, over the one before.
         cell: edge of the cube that one scatterer stands for, metres; below the pulse's length.
     """
 
@@ -60,6 +61,7 @@ class Scan:
     attenuation_compensated: float = 0.62
     noise_db: float = -100.0
     needle_db: float = 2.0
+    reverberation: float = 0.36
     cell: float = SPECKLE_CELL
 
 
@@ -393,10 +395,10 @@ class UltrasoundRenderer:
         spacing = max(needle.diameter * 1540.0 / 5900.0 * 3.0, 0.0003) / step
         pitch = self._pitch[samples.astype(int), 0]
         density = 0.00012 / np.hypot(0.7 * pitch, 0.7 * step)
-        for order in range(7):
+        for order in range(7 if self.scan.reverberation > 0.0 else 1):
             rows = samples + order * spacing
             keep = rows < self.scan.samples - 1
-            weight = (amplitude * density * 0.36**order)[keep]
+            weight = (amplitude * density * self.scan.reverberation**order)[keep]
             row, column = rows[keep].astype(int), beams[keep].astype(int)
             v, u = rows[keep] - row, beams[keep] - column
             for down, right, share in ((0, 0, (1 - v) * (1 - u)), (0, 1, (1 - v) * u),

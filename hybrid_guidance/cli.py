@@ -74,6 +74,16 @@ def _add_render(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--seed', type=int, default=1)
     parser.add_argument('--needle-depth', type=float, metavar='MM', default=None,
                         help='mm below the skin; at the target when not given')
+    parser.add_argument('--inject', type=float, metavar='ML', default=0.0,
+                        help='fluid at the tip')
+    parser.add_argument('--iodine', type=float, metavar='MG/ML', default=0.0,
+                        help='in the fluid, so that X-rays show it')
+    parser.add_argument('--bend', type=float, metavar='1/M', default=0.0,
+                        help='curvature of the needle in tissue; 0 is rigid')
+    parser.add_argument('--time', type=float, metavar='S', default=0.0,
+                        help='moment of the heartbeat')
+    parser.add_argument('--doppler', action='store_true',
+                        help='arteries pulsate; also write ultrasound_doppler.png')
     parser.add_argument('--output', type=Path, default=Path('render-output'))
 
 
@@ -250,11 +260,13 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 def _render(arguments: argparse.Namespace) -> int:
     from hybrid_guidance.procedure import load_procedure
-    from hybrid_guidance.simulation.render import render
+    from hybrid_guidance.simulation.render import Extras, render
     procedure = load_procedure(arguments.procedure)
     depth = (procedure.path_length if arguments.needle_depth is None
              else arguments.needle_depth * 1e-3)
-    render(procedure, arguments.seed, depth, arguments.output)
+    extras = Extras(arguments.inject * 1e-6, arguments.iodine, arguments.bend, arguments.time,
+                    0.05 * arguments.doppler, arguments.doppler)
+    render(procedure, arguments.seed, depth, arguments.output, extras)
     print(f'simulated images and truth.json are in {arguments.output}')
     return 0
 

@@ -49,6 +49,8 @@ class UltrasoundParameters(VideoParameters):
                             meaning='of simulated images')
     machine_delay: float = parameter(0.0, low=0.0, high=1.0, unit='s', fixed=True, meaning=(
         'how old the echoes of a simulated image are at its stamp: 0.15 is typical'))
+    pulsation: float = parameter(0.0, low=0.0, high=0.3, fixed=True, meaning=(
+        'how far simulated arteries move with the heart, of their radius: 0.05 is usual'))
 
 
 class UltrasoundNode(GuidanceNode[UltrasoundParameters]):
@@ -87,7 +89,8 @@ class UltrasoundNode(GuidanceNode[UltrasoundParameters]):
         self._room = make_room(procedure, beliefs, seed)
         self._needle = Needle(transform(), procedure.needle.diameter, procedure.needle.length)
         self._renderer = ultrasound_renderer(
-            procedure, build_patient(procedure.region, seed, procedure.target), seed)
+            procedure, build_patient(procedure.region, seed, procedure.target), seed,
+            self.parameters.pulsation)
         self._truth = GroundTruth(self, ('needle', 'patient', 'ultrasound_probe'))
         self.create_timer(1.0 / self.parameters.rate, self._scan)
 

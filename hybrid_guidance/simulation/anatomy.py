@@ -6,7 +6,7 @@ the solids about the region's ``fixed_point``, by the size of single bones, lord
 the skin of the back stays, so that a procedure's target and entry hold in every patient.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,8 @@ FOLDER = 'config/anatomy'
 CORTEX = 0.0013
 SURROUND_STEP = 6
 SURROUND_REACH = 0.200
+# Voxels worked on at once.
+_SLAB = 40000
 
 Voxels = NDArray[np.uint8]
 
@@ -414,17 +416,35 @@ def _field(grid: Grid, shape: Shape, margin: float) -> tuple[tuple[slice, ...], 
     window = grid.window(shape.lower - margin, shape.upper + margin)
     x, y, z = grid.axes()
     if not shape.parts:
-        return window, np.asarray(shape.distance(x[..., window[2]], y[:, window[1]], z[window[0]]))
+        return window, _distances(shape, x[..., window[2]], y[:, window[1]], z[window[0]])
     field = np.full([piece.stop - piece.start for piece in window], margin + shape.blend,
                     np.float32)
     for part in shape.parts:
         inner = grid.window(part.lower - margin, part.upper + margin)
         local = tuple(slice(a.start - b.start, a.stop - b.start)
                       for a, b in zip(inner, window, strict=True))
-        if field[local].size:
-            distance = part.distance(x[..., inner[2]], y[:, inner[1]], z[inner[0]])
-            field[local] = shapes.smooth_minimum(field[local], distance, shape.blend)
+        if not field[local].size:
+            continue
+        for slab in _slabs(field[local].shape):
+            near = field[local][slab]
+            distance = part.distance(x[..., inner[2]], y[:, inner[1]], z[inner[0]][slab])
+            near[:] = shapes.smooth_minimum(near, distance, shape.blend)
     return window, field
+
+
+def _distances(shape: Shape, x: Field, y: Field, z: Field) -> Field:
+    """Return a solid's distances on a box of voxels, float32."""
+    field = np.empty((z.shape[0], y.shape[1], x.shape[2]), np.float32)
+    for slab in _slabs(field.shape):
+        field[slab] = shape.distance(x, y, z[slab])
+    return field
+
+
+def _slabs(shape: tuple[int, ...]) -> Iterator[slice]:
+    """Yield slices of an array's first axis: few enough voxels to stay in the cache."""
+    step = max(_SLAB // max(shape[1] * shape[2], 1), 1)
+    for first in range(0, shape[0], step):
+        yield slice(first, first + step)
 
 
 def _paint(grid: Grid, labels: Voxels, sheets: Voxels, shape: Shape, tissue: Tissue) -> None:
@@ -449,20 +469,28 @@ def _bones(grid: Grid, labels: Voxels, sheets: Voxels, bones: Mapping[str, Shape
         window, field = _field(grid, shape, 0.006)
         if not field.size:
             continue
-        inside = field < 0.0
-        labels[window][inside] = np.where(field < -CORTEX, Tissue.CANCELLOUS,
-                                          Tissue.CORTICAL)[inside]
-        sheets[window][field < grid.spacing] = 0
-        ramp = np.float32(1.0 / grid.spacing)
-        full = np.clip(0.5 - field * ramp, 0.0, 1.0)
-        shell = full - np.clip(0.5 - (field + np.float32(CORTEX)) * ramp, 0.0, 1.0)
-        spongy = np.tile(marrow, [-(-n // m) for n, m in zip(field.shape, marrow.shape,
-                                                             strict=True)])
-        spongy = spongy[tuple(slice(0, n) for n in field.shape)]
-        density = 255.0 * shell + spongy * (full - shell)
-        mineral[window] = np.maximum(mineral[window], density.astype(np.uint8))
-        occupancy[window] = np.maximum(occupancy[window], (255.0 * full).astype(np.uint8))
+        spongy = np.tile(marrow, [1, *(-(-n // m) for n, m in zip(
+            field.shape[1:], marrow.shape[1:], strict=True))])
+        spongy = spongy[:, :field.shape[1], :field.shape[2]]
+        views = [volume[window] for volume in (labels, sheets, mineral, occupancy)]
+        for slab in _slabs(field.shape):
+            layers = np.arange(len(field))[slab] % len(marrow)
+            _bone_slab(field[slab], spongy[layers], grid.spacing, *(view[slab] for view in views))
     return occupancy, mineral
+
+
+def _bone_slab(field: Field, spongy: Field, spacing: float, labels: Voxels, sheets: Voxels,
+               mineral: Voxels, occupancy: Voxels) -> None:
+    """Paint one bone into a slab of all volumes, in place."""
+    inside = field < 0.0
+    labels[inside] = np.where(field < -CORTEX, Tissue.CANCELLOUS, Tissue.CORTICAL)[inside]
+    sheets[field < spacing] = 0
+    ramp = np.float32(1.0 / spacing)
+    full = np.clip(0.5 - field * ramp, 0.0, 1.0)
+    shell = full - np.clip(0.5 - (field + np.float32(CORTEX)) * ramp, 0.0, 1.0)
+    density = 255.0 * shell + spongy * (full - shell)
+    mineral[:] = np.maximum(mineral, density.astype(np.uint8))
+    occupancy[:] = np.maximum(occupancy, (255.0 * full).astype(np.uint8))
 
 
 def _trabeculae(seed: int) -> Field:

@@ -1,11 +1,12 @@
 """Needles as the simulated images see them."""
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 
 from hybrid_guidance.geometry import needle as segment
-from hybrid_guidance.geometry.rigid import pose_along
+from hybrid_guidance.geometry.rigid import pose_along, transform
 from hybrid_guidance.geometry.types import Points, Transform
 
 
@@ -22,6 +23,7 @@ class Needle:
         hub_length: metres, behind the shaft.
         hub_steel: steel that attenuates as much as the hub's material, as a fraction of its
             volume (polymer round a steel insert).
+        glint: the last millimetre, ground to a bevel, echoes more than the shaft.
     """
 
     pose: Transform
@@ -31,6 +33,7 @@ class Needle:
     hub_diameter: float = 0.006
     hub_length: float = 0.016
     hub_steel: float = 0.08
+    glint: bool = True
 
     @property
     def shaft(self) -> Points:
@@ -56,3 +59,37 @@ def needle_on_path(entry: Points, target: Points, depth: float, diameter: float,
     direction = np.asarray(target, dtype=float) - entry
     unit = direction / np.linalg.norm(direction)
     return Needle(pose_along(entry + depth * unit, direction), diameter, length)
+
+
+def bent(needle: Needle, curvature: float, inserted: float, pieces: int = 6) -> tuple[Needle, ...]:
+    """Return a needle whose bevel turned it in tissue, as straight pieces, the tip's first.
+
+    From where it enters the tissue its axis is an arc towards +x of its frame: a bevelled tip cuts
+    a path of one curvature (Webster et al., Int J Robot Res 2006;25:509). What is outside stays.
+
+    Args:
+        needle: as it would be if it were rigid.
+        curvature: 1/m, of bevel and tissue together: 0 is rigid, 1 to 3 fine needles in muscle.
+        inserted: length in tissue, metres.
+        pieces: how many the arc is cut into.
+    """
+    inserted = min(inserted, needle.length)
+    if curvature == 0.0 or inserted <= 0.0:
+        return (needle,)
+    step = inserted / pieces
+    # Along the arc from the skin: place and direction in the frame of the rigid needle.
+    ends = np.linspace(0.0, inserted, pieces + 1)
+    turn = curvature * ends
+    places = np.stack([(1.0 - np.cos(turn)) / curvature, 0.0 * ends,
+                       np.sin(turn) / curvature - inserted], axis=-1)
+    parts = []
+    for first, last in pairwise(places):
+        pose = np.eye(4)
+        z = (last - first) / np.linalg.norm(last - first)
+        pose[:3, :3] = np.column_stack([np.cross((0.0, 1.0, 0.0), z), (0.0, 1.0, 0.0), z])
+        pose[:3, 3] = last
+        parts.append(replace(needle, pose=needle.pose @ pose, length=step, hub_length=0.0,
+                             glint=False))
+    outside = replace(needle, pose=needle.pose @ transform(translation=places[0]),
+                      length=max(needle.length - inserted, 1e-6), glint=False)
+    return (replace(parts[-1], glint=True), *parts[-2::-1], outside)

@@ -1,7 +1,7 @@
 """One X-ray and one ultrasound frame of a procedure in a simulated patient, with the truth."""
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ from hybrid_guidance.geometry.types import Image, Transform
 from hybrid_guidance.imaging.grey import counts_to_grey
 from hybrid_guidance.procedure import Procedure, UltrasoundSetup
 from hybrid_guidance.simulation.anatomy import Patient, build_patient
-from hybrid_guidance.simulation.instruments import Needle, needle_on_path
+from hybrid_guidance.simulation.injectate import Injectate
+from hybrid_guidance.simulation.instruments import Needle, bent, needle_on_path
 from hybrid_guidance.simulation.scene import Plane, view
 from hybrid_guidance.simulation.ultrasound import Scan, UltrasoundRenderer
 from hybrid_guidance.simulation.xray import Technique, XrayRenderer
@@ -33,11 +34,12 @@ def xray_renderer(procedure: Procedure, patient: Patient, seed: int) -> XrayRend
     return XrayRenderer(patient, procedure.fluoroscopy_projection(), technique, seed)
 
 
-def ultrasound_renderer(procedure: Procedure, patient: Patient, seed: int) -> UltrasoundRenderer:
+def ultrasound_renderer(procedure: Procedure, patient: Patient, seed: int,
+                        pulsation: float = 0.0) -> UltrasoundRenderer:
     """Return the renderer of a procedure's probe."""
     setup = procedure.ultrasound
     return UltrasoundRenderer(patient, setup.probe, procedure.ultrasound_projection(), seed,
-                              _scan(setup))
+                              _scan(setup), pulsation)
 
 
 def _scan(setup: UltrasoundSetup) -> Scan:
@@ -63,8 +65,29 @@ def procedure_needle(procedure: Procedure, depth: float | None = None) -> Needle
                           procedure.needle.length)
 
 
-def render(procedure: Procedure, seed: int, needle_depth: float | None,
-           output: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Extras:
+    """What a picture may show besides; by default nothing.
+
+    Attributes:
+        injected: fluid at the tip, m³.
+        iodine: in it, kg/m³.
+        bend: curvature of the needle in tissue, 1/m.
+        time: seconds; the moment of the heartbeat (and of noise).
+        pulsation: of the walls of arteries, as a share of their radius.
+        doppler: also write ``ultrasound_doppler.png``.
+    """
+
+    injected: float = 0.0
+    iodine: float = 0.0
+    bend: float = 0.0
+    time: float = 0.0
+    pulsation: float = 0.0
+    doppler: bool = False
+
+
+def render(procedure: Procedure, seed: int, needle_depth: float | None, output: Path,
+           extras: Extras | None = None) -> dict[str, Any]:
     """Write pictures of a procedure in one patient, and ``truth.json``, into a folder.
 
     ``fluoroscopy.png`` is the procedure's own view, ``fluoroscopy_ap.png`` and
@@ -77,6 +100,7 @@ def render(procedure: Procedure, seed: int, needle_depth: float | None,
         seed: which patient, and the noise.
         needle_depth: metres from the skin to the tip along the path; None is at the target.
         output: folder; made if missing.
+        extras: what else to show; the truth is of the needle as it is bent.
 
     Returns:
         What ``truth.json`` holds: poses in ``patient`` (metres), pixels of tip and shaft.
@@ -86,13 +110,22 @@ def render(procedure: Procedure, seed: int, needle_depth: float | None,
     """
     _make(output)
     patient = build_patient(procedure.region, seed, procedure.target)
-    needle = procedure_needle(procedure, needle_depth)
+    extras = extras or Extras()
+    straight = procedure_needle(procedure, needle_depth)
+    depth = procedure.path_length if needle_depth is None else needle_depth
+    needles = bent(straight, extras.bend, depth)
+    needle = replace(straight, pose=needles[0].pose)
+    fluids = ([Injectate(needle.pose, extras.injected, extras.iodine, seed=seed)]
+              if extras.injected > 0.0 else [])
     views = standard_views(procedure)
     counts = {name: xray_renderer(setting, patient, seed).render(
-        setting.patient_T_fluoroscopy(), [needle]) for name, setting in views.items()}
-    slice_ = ultrasound_renderer(procedure, patient, seed).render(
-        procedure.patient_T_ultrasound(), [needle])
+        setting.patient_T_fluoroscopy(), needles, fluids) for name, setting in views.items()}
+    scanner = ultrasound_renderer(procedure, patient, seed, extras.pulsation)
+    slice_ = scanner.render(procedure.patient_T_ultrasound(), needles, extras.time, fluids)
     pictures = {f'{name}.png': counts_to_grey(raw) for name, raw in counts.items()}
+    if extras.doppler:
+        pictures['ultrasound_doppler.png'] = scanner.doppler(
+            slice_, procedure.patient_T_ultrasound(), extras.time)
     scene = _scene(procedure, patient, needle, pictures['fluoroscopy.png'], slice_)
     truth = _truth(procedure, seed, patient, needle)
     truth['views'] = {name: _seen(setting.patient_T_fluoroscopy(),

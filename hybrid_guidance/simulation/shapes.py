@@ -294,6 +294,8 @@ def mirrored(shape: Shape) -> Shape:
 
 def placed(shape: Shape, a_T_b: Transform, scale: float = 1.0) -> Shape:
     """Take a solid from frame b to frame a, after scaling it about b's origin."""
+    if scale == 1.0 and np.array_equal(a_T_b, np.eye(4)):
+        return shape
     if shape.parts:
         return union([placed(part, a_T_b, scale) for part in shape.parts], shape.blend * scale)
     b_T_a = inverse(a_T_b)

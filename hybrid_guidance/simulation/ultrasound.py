@@ -18,6 +18,8 @@ from hybrid_guidance.geometry.rigid import inverse, is_still, transform_points
 from hybrid_guidance.geometry.types import Array, Points, Transform
 from hybrid_guidance.procedure import Probe
 from hybrid_guidance.simulation.anatomy import Patient
+from hybrid_guidance.simulation.flow import REST, Blood, heartbeat, make_blood, painted
+from hybrid_guidance.simulation.injectate import Injectate
 from hybrid_guidance.simulation.instruments import Needle
 from hybrid_guidance.simulation.tissues import Tissue, table
 
@@ -65,6 +67,17 @@ class Scan:
     cell: float = SPECKLE_CELL
 
 
+@dataclass(frozen=True)
+class Walls:
+    """How a window of the polar array moves at systole, in beams and samples."""
+
+    window: tuple[slice, slice]
+    columns: Polar
+    rows: Polar
+    across: Polar
+    down: Polar
+
+
 class UltrasoundRenderer:
     """Renders B-mode frames of one patient.
 
@@ -76,15 +89,20 @@ class UltrasoundRenderer:
         projection: orthographic, image frame (x lateral, y depth, z elevation) to pixels.
         seed: of speckle and noise.
         scan: how a frame is made.
+        pulsation: how far the walls of arteries move with every heartbeat, as a share of their
+            radius; 0.05 is usual, 0 keeps everything still.
     """
 
     def __init__(self, patient: Patient, probe: Probe, projection: Projection, seed: int = 0,
-                 scan: Scan | None = None) -> None:
+                 scan: Scan | None = None, pulsation: float = 0.0) -> None:
         self.patient = patient
         self.probe = probe
         self.projection = projection
         self.scan = scan or Scan()
+        self.pulsation = pulsation
         self._seed = seed
+        self._blood: Blood | None = None
+        self._flow: tuple[Transform, NDArray[np.int64], Polar, Polar] | None = None
         self._geometry()
         self._conversion()
         self._volume = _packed(patient, seed)
@@ -93,6 +111,7 @@ class UltrasoundRenderer:
         self._noise_bank()
         self._roughness = _roughness(seed)
         self._pose: Transform | None = None
+        self._walls: Walls | None = None
         shape = (self.scan.samples, self.scan.beams)
         self._tissue = np.zeros((2, *shape), np.float32)
         self._transmission = np.ones(shape, np.float32)
@@ -103,20 +122,21 @@ class UltrasoundRenderer:
         self._level = np.zeros(shape, np.float32)
 
     def render(self, patient_T_image: Transform, needles: Sequence[Needle] = (),
-               time: float = 0.0) -> NDArray[np.uint8]:
+               time: float = 0.0, fluids: Sequence[Injectate] = ()) -> NDArray[np.uint8]:
         """Return one frame.
 
         Args:
             patient_T_image: (4, 4) pose of the slice.
             needles: steel near the slice.
-            time: seconds; chooses the electronic noise.
+            time: seconds; chooses the electronic noise, and the moment of the heartbeat.
+            fluids: what was injected.
 
         Returns:
             (H, W) uint8, black outside the sector; the caller owns it.
         """
         scan = self.scan
         level = self._level
-        self._complex(patient_T_image, needles, time, noise=True)
+        self._complex(patient_T_image, needles, time, noise=True, fluids=fluids)
         cv2.magnitude(self._frame[0], self._frame[1], magnitude=level)
         cv2.multiply(level, self._time_gain, dst=level)
         cv2.max(level, 1e-9, dst=level)
@@ -130,7 +150,8 @@ class UltrasoundRenderer:
                                     borderMode=cv2.BORDER_CONSTANT), np.uint8)
 
     def envelope(self, patient_T_image: Transform, needles: Sequence[Needle] = (),
-                 time: float = 0.0, noise: bool = True) -> Polar:
+                 time: float = 0.0, noise: bool = True,
+                 fluids: Sequence[Injectate] = ()) -> Polar:
         """Return the echo amplitude before time gain and compression.
 
         Returns:
@@ -138,21 +159,138 @@ class UltrasoundRenderer:
             are at ``ranges`` metres from the face, columns at ``angles`` (radians; of a linear
             probe at ``angles`` metres along the face).
         """
-        self._complex(patient_T_image, needles, time, noise)
+        self._complex(patient_T_image, needles, time, noise, fluids)
         return np.asarray(cv2.magnitude(self._frame[0], self._frame[1]), np.float32)
 
     def _complex(self, patient_T_image: Transform, needles: Sequence[Needle], time: float,
-                 noise: bool) -> None:
-        """Fill the frame: tissue, needles and noise, real and imaginary."""
+                 noise: bool, fluids: Sequence[Injectate] = ()) -> None:
+        """Fill the frame: tissue, fluids, needles and noise, real and imaginary."""
         if self._pose is None or not is_still(self._pose, patient_T_image):
             self._look(patient_T_image)
             self._pose = np.array(patient_T_image)
-        np.copyto(self._frame, self._tissue)
+            self._walls = self._moving_walls(patient_T_image) if self.pulsation else None
+        self._beat(time)
+        for fluid in fluids:
+            self._wash(inverse(fluid.pose) @ patient_T_image, fluid)
         if needles:
             self._insert(patient_T_image, needles)
         if noise:
             for part, added in zip(self._frame, self._noise(time), strict=True):
                 cv2.add(part, added, dst=part)
+
+    def doppler(self, picture: NDArray[np.uint8], patient_T_image: Transform, time: float = 0.0,
+                kind: str = 'colour', scale: float = 0.4) -> NDArray[np.uint8]:
+        """Return a frame with the flow of blood in colour.
+
+        Only what flows along the beam is seen. What is slow (wall filter), behind bone, or weaker
+        than the noise of colour is not.
+
+        Args:
+            picture: (H, W) uint8, the frame.
+            patient_T_image: (4, 4) pose of the slice.
+            time: seconds; the moment of the heartbeat, and of noise.
+            kind: ``colour`` (red towards the probe) or ``power``.
+            scale: m/s that pulses come often enough for; faster blood turns over to the other
+                colour.
+
+        Returns:
+            (H, W, 3) uint8, blue-green-red.
+        """
+        if self._flow is None or not is_still(self._flow[0], patient_T_image):
+            self._flow = (np.array(patient_T_image), *self._see_flow(patient_T_image))
+        _, place, arteries, veins = self._flow
+        velocity = arteries * np.float32(REST + (1.0 - REST) * heartbeat(time)) + veins
+        shape = self._x[::4, ::4].shape
+        grain = self._noise(time)[0][:shape[0], :shape[1]].reshape(-1)[place]
+        velocity *= 1.0 + grain * np.float32(0.12 * 10.0 ** (-self.scan.noise_db / 20.0))
+        shown = np.abs(velocity) > 0.06 * scale
+        paint, cover = np.zeros((*shape, 3), np.uint8), np.zeros(shape, np.uint8)
+        paint.reshape(-1, 3)[place[shown]] = painted(velocity[shown], scale, kind)
+        cover.reshape(-1)[place[shown]] = 255
+        tint = cv2.remap(paint, *self._coarse_maps, cv2.INTER_LINEAR)
+        cover = cv2.remap(cover, *self._coarse_maps, cv2.INTER_LINEAR)
+        result = cv2.cvtColor(picture, cv2.COLOR_GRAY2BGR)
+        cv2.copyTo(tint, cv2.compare(cover, 127, cv2.CMP_GT), result)
+        return np.asarray(result, np.uint8)
+
+    def _see_flow(self, patient_T_image: Transform) -> tuple[NDArray[np.int64], Polar, Polar]:
+        """Return where blood flows (every fourth sample), and how fast towards the probe.
+
+        Velocities are of arteries at systole, and of veins.
+        """
+        x, y = self._x[::4, ::4], self._y[::4, ::4]
+        place, vectors = self._vessels().seen(patient_T_image, x, y, 1)
+        through = (self._transmission[::4, ::4] * self._time_gain[::4, ::4]).reshape(-1)[place]
+        place, vectors = place[through > 0.03], vectors[through > 0.03]
+        across = x.reshape(-1)[place]
+        down = y.reshape(-1)[place] + np.float32(self.probe.radius)
+        if not np.isfinite(self.probe.radius):
+            across, down = np.zeros_like(across), np.ones_like(across)
+        length = np.hypot(across, down)
+        speed = -(vectors[..., 0] * (across / length)[:, None]
+                  + vectors[..., 1] * (down / length)[:, None])
+        return place, speed[:, 0], speed[:, 1]
+
+    def _vessels(self) -> Blood:
+        if self._blood is None:
+            self._blood = make_blood(self.patient)
+        return self._blood
+
+    def _moving_walls(self, patient_T_image: Transform) -> Walls | None:
+        """Return how tissue moves at systole, where it does; None without an artery."""
+        x, y = self._x[::4, ::4], self._y[::4, ::4]
+        place, vectors = self._vessels().seen(patient_T_image, x, y, 2)
+        if not len(place):
+            return None
+        moved = np.zeros((x.size, 2), np.float32)
+        # A wall that leans moves further within the slice than out of itself.
+        wall = np.sum(vectors[:, 2] ** 2, axis=1)
+        lean = wall / np.maximum(np.sum(vectors[:, 2, :2] ** 2, axis=1), 0.25 * wall + 1e-12)
+        moved[place] = self.pulsation * vectors[:, 2, :2] * lean[:, None]
+        moved = cv2.GaussianBlur(moved.reshape(*x.shape, 2), (3, 3), 0.0)
+        at, beyond = (self.polar(np.stack([x, y], axis=-1) + sign * moved)
+                      for sign in (-0.5, 0.5))
+        shift = np.stack([np.asarray(beyond[part] - at[part], np.float32) for part in (0, 1)],
+                         axis=-1)
+        left, top, width, height = cv2.boundingRect(
+            (np.abs(shift).max(axis=-1) > 0.01).astype(np.uint8))
+        if not width:
+            return None
+        window = (slice(4 * top, min(4 * (top + height), self._x.shape[0])),
+                  slice(4 * left, min(4 * (left + width), self._x.shape[1])))
+        size = (window[1].stop - window[1].start, window[0].stop - window[0].start)
+        part = cv2.resize(np.ascontiguousarray(shift[top:top + height, left:left + width]), size,
+                          interpolation=cv2.INTER_LINEAR)
+        rows, columns = np.indices(size[::-1], dtype=np.float32)
+        return Walls(window, columns + np.float32(window[1].start),
+                     rows + np.float32(window[0].start), part[..., 0], part[..., 1])
+
+    def _beat(self, time: float) -> None:
+        """Copy the tissue into the frame, moved by the moment's heartbeat."""
+        np.copyto(self._frame, self._tissue)
+        walls, share = self._walls, np.float32(heartbeat(time))
+        if walls is None:
+            return
+        maps = walls.columns - share * walls.across, walls.rows - share * walls.down
+        for tissue, frame in zip(self._tissue, self._frame, strict=True):
+            frame[walls.window] = cv2.remap(tissue, *maps, cv2.INTER_LINEAR,
+                                            borderMode=cv2.BORDER_REPLICATE)
+
+    def _wash(self, fluid_T_image: Transform, fluid: Injectate) -> None:
+        """Take the echoes out of a fluid, and let through what tissue would have taken."""
+        x, y = self._x[::2, ::2], self._y[::2, ::2]
+        level = fluid.level(fluid_T_image, x, y)
+        inside = np.clip((1.0 - level) * np.float32(fluid.reach / 0.002) + 0.5, 0.0, 1.0)
+        if not np.any(inside):
+            return
+        full = cv2.resize(inside, self._x.shape[::-1],
+                          interpolation=cv2.INTER_LINEAR)
+        step = float(self.ranges[1] - self.ranges[0])
+        lost = 2.0 * 100.0 * step * self.probe.frequency / 1e6 * _FLUID_GAIN / _DB
+        share = cv2.exp(np.cumsum(full, axis=0) * np.float32(lost))
+        share *= 1.0 - full * np.float32(1.0 - 10.0 ** (_FLUID_DB / 20.0))
+        for part in self._frame:
+            cv2.multiply(part, share, dst=part)
 
     def polar(self, points: Points) -> tuple[Array, Array]:
         """Return beam and sample indices (fractional) of (..., 2) points x, y of the slice."""
@@ -197,6 +335,8 @@ class UltrasoundRenderer:
         outside = ((beams < 0) | (beams > self.scan.beams - 1)
                    | (samples < 0) | (samples > self.scan.samples - 1))
         beams[outside] = samples[outside] = -10.0
+        self._coarse_maps = cv2.convertMaps((beams / 4).astype(np.float32), (samples / 4).astype(
+            np.float32), cv2.CV_16SC2)
         self._map_beams, self._map_samples = cv2.convertMaps(
             beams.astype(np.float32), samples.astype(np.float32), cv2.CV_16SC2)
         step = SLICE_SPACING
@@ -361,7 +501,8 @@ class UltrasoundRenderer:
         presence = self._presence(points, samples)
         amplitude = presence * self._specular(points, image_T_needle[:3, 2])
         amplitude *= np.maximum(1.0 + 0.3 * self._roughness[(along / 0.00012).astype(int)], 0.5)
-        amplitude[along < 0.0010] *= 1.8
+        if needle.glint:
+            amplitude[along < 0.0010] *= 1.8
         amplitude *= self._sampled(self._transmission, beams, samples)
         self._splat(beams, samples, amplitude, needle)
         self._darken(beams, samples, presence)
@@ -422,6 +563,9 @@ _DB = 20.0 / float(np.log(10.0))
 _BONE_LEVEL = 0.0013
 _SHEET_LEVEL = 0.045
 _SHEET_SCATTER_DB = 9.0
+# Of an injectate: echo against the tissue that it takes the place of, dB, and how much less it
+# attenuates, dB/(cm·MHz).
+_FLUID_DB, _FLUID_GAIN = -18.0, 0.4
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,8 @@ _NEWTON = 2
 _EPSILON = 2e-5
 _STRIDES = (3, 1)
 _NOWHERE = np.float32(1.0)
+# Voxels, beyond any region of interest.
+_FAR = 10_000
 
 
 class MapError(ValueError):
@@ -107,6 +109,9 @@ class SolidSource:
 class LabelSource:
     """One structure of a label map: its surface runs half way between voxels in and out.
 
+    Where a structure reaches the end of the map, it goes on beyond: the scan ended there, not
+    the body.
+
     Attributes:
         mask: (Z, Y, X) bool or uint8.
         patient_T_voxel: (4, 4) affine, takes (x, y, z) indices to metres in ``patient``.
@@ -116,19 +121,21 @@ class LabelSource:
     patient_T_voxel: Transform
 
     @cached_property
-    def _held(self) -> Array:
+    def _held(self) -> NDArray[np.int64]:
         """(2, 3) first and last (x, y, z) index of the structure."""
         reach = [np.flatnonzero(self.mask.any(axis=axes)) for axes in ((0, 1), (0, 2), (1, 2))]
         if not reach[0].size:
             raise MapError('a structure of the label map has no voxel; name a label that is there')
-        return np.array([[line[end] for line in reach] for end in (0, -1)], dtype=float)
+        return np.array([[line[end] for line in reach] for end in (0, -1)])
 
     @cached_property
     def _box(self) -> Array:
         """(2, 3) corners in ``patient``, a voxel beyond the outermost centres."""
-        low, high = self._held + [[-1.0], [1.0]]
+        low, high = self._held + [[-1], [1]]
+        low = np.where(low < 0, -_FAR, low)
+        high = np.where(high >= self.mask.shape[::-1], _FAR, high)
         choice = np.array(np.meshgrid([0, 1], [0, 1], [0, 1])).reshape(3, 8).T
-        places = transform_points(self.patient_T_voxel, np.where(choice, high, low))
+        places = transform_points(self.patient_T_voxel, np.where(choice, high, low).astype(float))
         return np.stack([places.min(axis=0), places.max(axis=0)])
 
     @property
@@ -143,11 +150,11 @@ class LabelSource:
 
     def feet(self, grid: Grid) -> Feet:
         """Return the surface on a grid."""
-        full = np.zeros(grid.shape, np.float32)
+        field = np.full(grid.shape, 0.5, np.float32)
         window = grid.window(self.lower, self.upper)
         inner = _window(grid, window)
         if min(inner.shape) > 0:
-            low, high = (self._held + [[-1.0], [1.0]]).astype(int)
+            low, high = self._held + [[-1], [1]]
             first = np.maximum(low, 0)
             crop = self.mask[tuple(slice(int(a), int(b) + 1) for a, b in
                                    zip(first[::-1], high[::-1], strict=True))]
@@ -155,12 +162,30 @@ class LabelSource:
             start = transform_points(voxel_T_patient, inner.origin) - first
             # Index order of the arrays is z, y, x.
             matrix = voxel_T_patient[:3, :3][::-1, ::-1] * grid.spacing
-            if np.allclose(matrix, np.diag(np.diag(matrix)), atol=1e-9):
-                matrix = np.diag(matrix).copy()  # along the axes SciPy is quicker
-            full[window] = ndimage.affine_transform(
-                crop.astype(np.float32), matrix, start[::-1], output_shape=inner.shape, order=1,
-                mode='constant')
-        return feet_of_field(grid, np.float32(0.5) - full)
+            field[window] -= _resampled(crop, matrix, start[::-1], inner.shape)
+        return feet_of_field(grid, field)
+
+
+def _resampled(mask: NDArray[Any], matrix: Array, start: Array,
+               shape: tuple[int, int, int]) -> Field:
+    """Return a mask's trilinear values at ``start + matrix @ (z, y, x)``; its edge goes on."""
+    values: Field = mask.astype(np.float32)
+    if not np.allclose(matrix, np.diag(np.diag(matrix)), atol=1e-9):
+        return np.asarray(ndimage.affine_transform(values, matrix, start, output_shape=shape,
+                                                   order=1, mode='nearest'))
+    # Along the axes one after the other, which is five times as quick.
+    for axis, count in enumerate(shape):
+        places = np.clip(start[axis] + matrix[axis, axis] * np.arange(count), 0,
+                         mask.shape[axis] - 1)
+        below = np.floor(places).astype(np.intp)
+        share = (places - below).astype(np.float32).reshape(
+            [-1 if which == axis else 1 for which in range(3)])
+        first = values.take(below, axis)
+        if share.any():
+            first += share * (values.take(np.minimum(below + 1, mask.shape[axis] - 1), axis)
+                              - first)
+        values = first
+    return values
 
 
 @dataclass(frozen=True)
@@ -239,17 +264,37 @@ class AnatomyMap:
         points = np.asarray(points, dtype=float)
         index = (points - self.grid.origin) / self.grid.spacing
         held = np.clip(index, 0.0, np.array(self.grid.shape[::-1]) - 1.0)
-        values = ndimage.map_coordinates(
-            self.distances[name], np.moveaxis(held[..., ::-1], -1, 0).reshape(3, -1),
-            order=1, mode='nearest', output=np.float64).reshape(points.shape[:-1])
-        beside = np.linalg.norm(index - held, axis=-1) * self.grid.spacing
-        return np.asarray(values - beside)
+        values = trilinear(self.distances[name], *np.moveaxis(held, -1, 0))
+        beside = index - held
+        if beside.any():
+            values = values - np.linalg.norm(beside, axis=-1) * self.grid.spacing
+        return values
 
     def holds(self, points: Points) -> NDArray[np.bool_]:
         """Tell which (..., 3) points lie between the grid's voxels."""
         index = (points - self.grid.origin) / self.grid.spacing
         return np.asarray(np.all((index >= 0.0) & (index <= np.array(self.grid.shape[::-1]) - 1.0),
                                  axis=-1))
+
+
+def trilinear(values: Field, x: Array, y: Array, z: Array) -> Array:
+    """Return a (Z, Y, X) volume's values between its voxels, at (...,) places in it, in voxels."""
+    _, height, width = values.shape
+    cells = [np.maximum(np.minimum(np.asarray(place).astype(np.int32), size - 2), 0)
+             for place, size in zip((x, y, z), values.shape[::-1], strict=True)]
+    x, y, z = (place - cell for place, cell in zip((x, y, z), cells, strict=True))
+    base = (cells[2] * height + cells[1]) * width + cells[0]
+    flat = values.ravel()
+
+    def line(offset: int) -> Array:
+        first = flat.take(base + offset)
+        return np.asarray(first + x * (flat.take(base + (offset + 1)) - first))
+
+    planes = []
+    for layer in (0, height * width):
+        near = line(layer)
+        planes.append(near + y * (line(layer + width) - near))
+    return np.asarray(planes[0] + z * (planes[1] - planes[0]))
 
 
 def build_map(sources: Mapping[str, Source | Shape], lower: Points, upper: Points,
@@ -270,11 +315,15 @@ def build_map(sources: Mapping[str, Source | Shape], lower: Points, upper: Point
     if not np.all(np.asarray(upper) - lower > spacing):
         raise MapError(f'the region of interest from {lower} to {upper} is empty; enlarge it')
     grid = Grid.covering(np.asarray(lower), np.asarray(upper), spacing)
+    made = {name: SolidSource(source) if isinstance(source, Shape) else source
+            for name, source in sources.items()}
+    # The largest first: one begun last would keep one thread busy and the others waiting.
+    order = sorted(made, key=lambda name: -float(np.prod(np.maximum(
+        np.minimum(made[name].upper, upper) - np.maximum(made[name].lower, lower), 0.0) + band)))
     with ThreadPoolExecutor(workers) as pool:
-        fields = list(pool.map(lambda source: _distances(grid, source, band), [
-            SolidSource(source) if isinstance(source, Shape) else source
-            for source in sources.values()]))
-    distances = dict(zip(sources, fields, strict=True))
+        fields = dict(zip(order, pool.map(
+            lambda name: _distances(grid, made[name], band), order), strict=True))
+    distances = {name: fields[name] for name in sources}
     return AnatomyMap(grid, band, distances,
                       {name: float(field.min()) for name, field in distances.items()})
 
@@ -307,62 +356,84 @@ def _distances(grid: Grid, source: Source, band: float) -> NDArray[np.float32]:
 def _signed(domain: Grid, feet: Feet, window: tuple[slice, ...],
             band: float) -> NDArray[np.float32]:
     """Return the signed distances, within ±band, in a window of the domain of the feet."""
-    inside = feet.inside[window]
-    if not feet.seeds.any():
-        return np.where(inside, np.float32(-band), np.float32(band))
-    nearest = ndimage.distance_transform_edt(~feet.seeds, return_distances=False,
-                                             return_indices=True)
-    # Some more all round, whose feet may be nearer to a voxel of the window than its own.
-    wide = tuple(slice(max(piece.start - _STRIDES[0], 0), piece.stop + _STRIDES[0])
-                 for piece in window)
-    number = np.zeros(domain.shape, np.int32)
-    number[feet.seeds] = np.arange(len(feet.points), dtype=np.int32)
-    _, height, width = domain.shape
-    flat = (nearest[0][wide] * height + nearest[1][wide]) * width + nearest[2][wide]
-    owner = number.ravel().take(flat)
-    grid = _window(domain, tuple(slice(piece.start, piece.start + size)
-                                 for piece, size in zip(wide, owner.shape, strict=True)))
-    local = np.ascontiguousarray((feet.points - grid.origin).T, np.float32)
-    squares = _squares(grid, local, owner)
-    _exchange(grid, local, owner, squares)
-    inner = tuple(slice(piece.start - outer.start, piece.stop - outer.start)
-                  for piece, outer in zip(window, wide, strict=True))
-    distance = np.minimum(np.sqrt(squares[inner]), np.float32(band))
-    return np.where(inside, -distance, distance)
+    result = np.where(feet.inside[window], np.float32(-band), np.float32(band))
+    if not len(feet.points):
+        return result
+    places = np.argwhere(feet.seeds)
+    # No voxel further from all seeds than this has its surface within the band.
+    reach = int(np.ceil(band / domain.spacing)) + 3
+    near = tuple(slice(max(piece.start, int(first) - reach), min(piece.stop, int(last) + 1 + reach))
+                 for piece, first, last in zip(window, places.min(axis=0), places.max(axis=0),
+                                               strict=True))
+    if any(piece.stop <= piece.start for piece in near):
+        return result
+    # Seeds beside it count, and voxels there, whose feet may be nearer than its own.
+    wide = tuple(slice(max(piece.start - reach, 0), piece.stop + reach) for piece in near)
+    start = [piece.start for piece in wide]
+    seeds = feet.seeds[wide]
+    kept = np.all((places >= start) & (places < np.add(start, seeds.shape)), axis=1)
+    if not kept.any():
+        return result
+    spots = (feet.points[kept] - domain.origin)[:, ::-1] / domain.spacing - start
+    squares = _squares(seeds, spots.T.astype(np.float32))[_within(near, wide)]
+    distance = np.float32(domain.spacing) * np.sqrt(squares)
+    to = _within(near, window)
+    result[to] = np.copysign(np.minimum(distance, np.float32(band)), result[to])
+    return result
 
 
-def _squares(grid: Grid, feet: NDArray[np.float32], owner: NDArray[np.int32]) -> Field:
-    """Return the squared distance of each voxel to the foot that it owns (its numbers)."""
-    squares = np.zeros(owner.shape, np.float32)
-    for axis, coordinate in enumerate(grid.axes()):
-        offset = feet[axis].take(owner)
-        offset -= coordinate - np.float32(grid.origin[axis])
-        offset *= offset
-        squares += offset
-    return squares
+def _within(inner: tuple[slice, ...], outer: tuple[slice, ...]) -> tuple[slice, ...]:
+    """Return a window of an array as one of another window of it."""
+    return tuple(slice(piece.start - whole.start, piece.stop - whole.start)
+                 for piece, whole in zip(inner, outer, strict=True))
 
 
-def _exchange(grid: Grid, feet: NDArray[np.float32], owner: NDArray[np.int32],
-              squares: Field) -> None:
+def _squares(seeds: NDArray[np.bool_], spots: Field) -> Field:
+    """Return (Z, Y, X) the squared distance of each voxel to the nearest foot, in voxels.
+
+    Args:
+        seeds: (Z, Y, X) which voxels have a foot.
+        spots: (3, N) z, y, x of the feet, in the order of the array.
+    """
+    nearest = ndimage.distance_transform_edt(~seeds, return_distances=False, return_indices=True)
+    number = np.zeros(seeds.shape, np.int32)
+    number[seeds] = np.arange(spots.shape[1], dtype=np.int32)
+    _, height, width = seeds.shape
+    owner = number.ravel().take((nearest[0] * height + nearest[1]) * width + nearest[2])
+    ways = [line.take(owner) for line in spots]
+    for axis, way in enumerate(ways):
+        way -= np.arange(seeds.shape[axis], dtype=np.float32).reshape(
+            [-1 if which == axis else 1 for which in range(3)])
+    squares = ways[0]**2 + ways[1]**2 + ways[2]**2
+    for stride in _STRIDES:
+        _exchange(ways, squares, stride)
+    return np.asarray(squares)
+
+
+def _exchange(ways: list[Field], squares: Field, stride: int) -> None:
     """Let voxels take the foot of another voxel that is nearer than their own, in place.
 
     The nearest surface voxel is up to one voxel off the nearest foot along the normal, and so,
     far away, many voxels beside it.
+
+    Args:
+        ways: (Z, Y, X) each, along z, y, x from a voxel to its foot, in voxels.
+        squares: their squared length.
+        stride: how far away the other voxel is.
     """
-    for stride in _STRIDES:
-        for axis in range(3):
-            for there, here in ((slice(None, -stride), slice(stride, None)),
-                                (slice(stride, None), slice(None, -stride))):
-                to, source = [slice(None)] * 3, [slice(None)] * 3
-                to[axis], source[axis] = here, there
-                window = tuple(slice(*piece.indices(size))
-                               for piece, size in zip(to, grid.shape, strict=True))
-                candidate = owner[tuple(source)]
-                found = _squares(_window(grid, window), feet - np.float32(grid.spacing) * np.array(
-                    [[piece.start] for piece in window][::-1], np.float32), candidate)
-                nearer = found < squares[window]
-                np.copyto(owner[window], candidate, where=nearer)
-                np.minimum(squares[window], found, out=squares[window])
+    for axis in range(3):
+        for step in (stride, -stride):
+            to, source = [slice(None)] * 3, [slice(None)] * 3
+            to[axis] = slice(step, None) if step > 0 else slice(None, step)
+            source[axis] = slice(None, -step) if step > 0 else slice(-step, None)
+            there, here = tuple(source), tuple(to)
+            # |w - s e|² without a sum over the axes.
+            found = squares[there] - np.float32(2 * step) * ways[axis][there] + np.float32(step**2)
+            nearer = found < squares[here]
+            for which, way in enumerate(ways):
+                candidate = way[there] - np.float32(step) if which == axis else way[there]
+                np.copyto(way[here], candidate, where=nearer)
+            np.minimum(squares[here], found, out=squares[here])
 
 
 def feet_of_field(grid: Grid, field: Field) -> Feet:
@@ -373,20 +444,22 @@ def feet_of_field(grid: Grid, field: Field) -> Feet:
     only at the surface.
     """
     inside = field < 0.0
-    inverse = np.zeros((*grid.shape, 3), np.float32)
+    seeds = _parted(inside)
+    count = int(np.count_nonzero(seeds))
+    number = np.zeros(grid.shape, np.int32)
+    number[seeds] = np.arange(count, dtype=np.int32)
+    slopes = np.zeros((count, 3))
     for axis in range(3):
         low, high = ([slice(None)] * 3, [slice(None)] * 3)
         low[axis], high[axis] = slice(None, -1), slice(1, None)
         crossed = np.nonzero(inside[tuple(low)] != inside[tuple(high)])
         first, second = field[tuple(low)][crossed], field[tuple(high)][crossed]
         share = np.clip(first / (first - second), 1e-3, 1.0 - 1e-3)
-        beyond = tuple(index + (which == axis) for which, index in enumerate(crossed))
-        component = inverse[..., 2 - axis]
+        here, beyond = number[tuple(low)][crossed], number[tuple(high)][crossed]
+        component = slopes[:, 2 - axis]
         # A voxel crossed on both sides keeps the nearer one.
-        component[crossed] = _stronger(component[crossed], 1.0 / share)
+        component[here] = _stronger(component[here], 1.0 / share)
         component[beyond] = _stronger(component[beyond], -1.0 / (1.0 - share))
-    seeds = np.any(inverse != 0.0, axis=-1)
-    slopes = inverse[seeds].astype(float)
     steps = slopes / np.sum(slopes**2, axis=1, keepdims=True)
     places = np.argwhere(seeds)[:, ::-1] + steps
     return Feet(inside, seeds, grid.origin + grid.spacing * places)

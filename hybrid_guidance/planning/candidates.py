@@ -1,8 +1,10 @@
 """Every path of an entry window against every structure, in one pass over arrays.
 
-A distance changes no faster than the place where it is taken. So each path's samples are first
-looked up in their voxels alone, which tells the least distance to within a voxel; the trilinear
-value is taken only where the least can be, and only of structures near enough to matter.
+A distance changes no faster than the place where it is taken: one sample tells how near the next
+ones can be at most (as in sphere tracing, Hart J. C., The Visual Computer 1996;12:527). So one in
+four of each path's samples is looked up first, then the others where the least can be, in their
+voxels alone; the trilinear value is taken only where that leaves it open, and only of structures
+near enough to matter.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,7 +16,7 @@ from numpy.typing import NDArray
 
 from hybrid_guidance.geometry.rigid import inverse, perpendiculars, transform_points
 from hybrid_guidance.geometry.types import Array, Points, Transform
-from hybrid_guidance.planning.anatomy_map import AnatomyMap, MapError
+from hybrid_guidance.planning.anatomy_map import AnatomyMap, MapError, trilinear
 from hybrid_guidance.planning.path import PlanError
 from hybrid_guidance.procedure import PlanningSetup, Probe, Procedure
 
@@ -24,6 +26,8 @@ NEAR_TIP = 0.015
 HOUSING = (0.003, 0.008)
 WINDOW_SPACING = 0.00033
 _SECANT = 6
+# Samples of a path that are looked at together first.
+_GROUP = 4
 
 Single = NDArray[np.float32]
 
@@ -346,7 +350,7 @@ class _Samples:
                 or np.any(start > counts - 1)):
             raise MapError('paths leave the map; make it of the whole region of the task')
         self._anatomy, self._task = anatomy, task
-        number = int(np.ceil(float(lengths.max()) / step)) + 1
+        number = _GROUP * int(np.ceil((float(lengths.max()) / step + 1.0) / _GROUP))
         shares = np.linspace(0.0, 1.0, number, dtype=np.float32)[:, None]
         self._places = [(np.float32(start[axis]) + shares * (ends - start)[:, axis].astype(
             np.float32)) for axis in range(3)]
@@ -358,45 +362,36 @@ class _Samples:
         self._slack = (task.doubt.slack(shares * lengths)
                        + task.needle_radius).astype(np.float32)
         self.most_slack = float(self._slack.max()) - task.needle_radius
-        self._step = float(lengths.max()) / max(number - 1, 1)
+        middles = slice(_GROUP // 2, None, _GROUP)
+        self._middles = np.ascontiguousarray(flat[middles])
+        self._middle_slack = self._slack[middles]
+        # How far the value of a voxel may be from that of a place in it, and a clearance in the
+        # middle of a group from those at its ends: distances change as places do.
+        self._rounding = np.float32(np.sqrt(3.0) / 2.0 * grid.spacing)
+        self._reach = np.float32(
+            _GROUP // 2 * float(lengths.max()) / max(number - 1, 1)
+            * (1.0 + task.doubt.sigmas * task.doubt.turn))
 
     def least(self, name: str, horizon: float) -> Array:
         """Return (N,) the least distance along each path less radius and k·σ, at most a horizon."""
-        field_ = self._anatomy.distances[name]
+        values = self._anatomy.distances[name].ravel()
         count = self._flat.shape[1]
+        least = np.full(count, horizon)
         if self._anatomy.least[name] - self.most_slack - self._task.needle_radius > horizon:
-            return np.full(count, horizon)
-        rough = field_.ravel().take(self._flat)
-        rough -= self._slack
-        lowest = rough.min(axis=0)
-        # How far the value of a voxel may be from that of a place in it, twice.
-        error = np.float32(np.sqrt(3.0) * self._anatomy.grid.spacing)
-        bound = np.minimum(lowest + error, np.float32(horizon) + error / 2)
-        chosen = np.flatnonzero(rough <= bound)
-        value = np.full(count, horizon)
+            return least
+        rough = values.take(self._middles) - self._middle_slack
+        known = np.minimum(rough.min(axis=0) + self._rounding, np.float32(horizon))
+        kept = np.flatnonzero(rough <= known + (self._rounding + self._reach))
+        chosen = (kept // count * (_GROUP * count) + kept % count
+                  + count * np.arange(_GROUP)[:, None]).ravel()
+        rough = values.take(self._flat.ravel().take(chosen)) - self._slack.ravel().take(chosen)
+        np.minimum.at(known, chosen % count, rough + self._rounding)
+        chosen = chosen[rough <= known.take(chosen % count) + self._rounding]
         if chosen.size:
-            exact = self._trilinear(field_, chosen) - self._slack.ravel().take(chosen)
-            np.minimum.at(value, chosen % count, exact.astype(float))
-        return value
-
-    def _trilinear(self, field_: Single, chosen: NDArray[np.intp]) -> Single:
-        places = [axis.ravel().take(chosen) for axis in self._places]
-        _, height, width = field_.shape
-        cells = [np.minimum(place.astype(np.int32), size - 2)
-                 for place, size in zip(places, field_.shape[::-1], strict=True)]
-        x, y, z = (place - cell for place, cell in zip(places, cells, strict=True))
-        base = (cells[2] * height + cells[1]) * width + cells[0]
-        values = field_.ravel()
-
-        def line(offset: int) -> Single:
-            first = values.take(base + offset)
-            return np.asarray(first + x * (values.take(base + (offset + 1)) - first))
-
-        planes = []
-        for layer in (0, height * width):
-            near = line(layer)
-            planes.append(near + y * (line(layer + width) - near))
-        return np.asarray(planes[0] + z * (planes[1] - planes[0]))
+            exact = trilinear(self._anatomy.distances[name], *(
+                axis.ravel().take(chosen) for axis in self._places))
+            np.minimum.at(least, chosen % count, exact - self._slack.ravel().take(chosen))
+        return least
 
 
 def search(task: Task, anatomy: AnatomyMap, spacing: float = WINDOW_SPACING,

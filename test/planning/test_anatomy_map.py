@@ -100,6 +100,21 @@ def test_turned_labels_lie_where_their_affine_says() -> None:
     assert np.abs(anatomy.at('box', places())[faced] - exact[faced]).max() < EXACT
 
 
+def test_a_body_that_a_scan_cuts_off_has_no_skin_there() -> None:
+    """Half a space of labels: its only surface is the plane x = 0, also beside the scan."""
+    affine = np.diag([0.0008, 0.0008, 0.0008, 1.0])
+    affine[:3, 3] = -0.0096 - 0.0004
+    mask = np.zeros((25, 25, 25), bool)
+    mask[:, :, :13] = True
+    for angle in (0.0, 0.5):
+        turned = np.eye(4)
+        turned[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+        anatomy = build_map({'skin': LabelSource(mask, turned @ affine)}, LOWER, UPPER, band=BAND)
+        exact = places() @ turned[:3, 0]
+        told = np.abs(exact) < BAND - 0.001
+        assert np.abs(anatomy.at('skin', places())[told] - exact[told]).max() < EXACT
+
+
 def test_mesh_agrees_with_open3d() -> None:
     mesh = open3d.geometry.TriangleMesh.create_torus(0.009, 0.003, 60, 40)
     vertices, triangles = np.asarray(mesh.vertices), np.asarray(mesh.triangles)

@@ -11,7 +11,7 @@ from hybrid_guidance.parameters import parameter
 from hybrid_guidance.planning.approval import Approval
 from hybrid_guidance.planning.candidates import Doubt, Task
 from hybrid_guidance.planning.choice import Chooser, table
-from hybrid_guidance.planning.clearance import Clearance
+from hybrid_guidance.planning.clearance import Clearance, true_distances
 from hybrid_guidance.planning.guidance import Command, GuidanceSettings
 from hybrid_guidance.planning.path import PlanError
 from hybrid_guidance.planning.planner import Choice, Planner
@@ -106,7 +106,8 @@ class PlannerNode(GuidanceNode[PlannerParameters]):
             GuidanceSettings(first_depth=procedure.insert_by_eye,
                              **{name: getattr(parameters, name) for name in SETTINGS}),
             Chooser(Task.of(procedure, doubt), solids) if parameters.choose and solids else None)
-        return {name: solids[name].at for name in procedure.avoid} if solids else {}
+        return true_distances({name: solids[name] for name in procedure.avoid} if solids else {},
+                              *Task.of(procedure, doubt).region())
 
     def _show_plan(self, choice: Choice | None = None) -> None:
         self._shown.publish(self._planner.path, self.parameters.step, self.now_ns(), choice)

@@ -75,7 +75,8 @@ class Source(Protocol):
 class SolidSource:
     """A solid of the digital patient, or anything with a signed distance.
 
-    Its field need be right only near its surface, as that of a blended solid is.
+    Its field need be right only near its surface, as that of a blended solid is: further off
+    such a field tells less than the distance, by several millimetres.
 
     Attributes:
         shape: the solid.
@@ -243,12 +244,14 @@ class AnatomyMap:
         band: m; a distance beyond ±band is stored as ±band.
         distances: name to (Z, Y, X) float32, m, negative inside.
         least: name to the least of its distances, m.
+        boxes: name to the (3,) corners of a box that holds the structure, m.
     """
 
     grid: Grid
     band: float
     distances: Mapping[str, NDArray[np.float32]]
     least: Mapping[str, float]
+    boxes: Mapping[str, tuple[Points, Points]]
 
     def at(self, name: str, points: Points) -> Array:
         """Return the (...,) signed distances of (..., 3) points, at most the band.
@@ -267,7 +270,11 @@ class AnatomyMap:
         values = trilinear(self.distances[name], *np.moveaxis(held, -1, 0))
         beside = index - held
         if beside.any():
-            values = values - np.linalg.norm(beside, axis=-1) * self.grid.spacing
+            lower, upper = self.boxes[name]
+            from_box = np.linalg.norm(np.maximum(np.maximum(lower - points, points - upper), 0.0),
+                                      axis=-1)
+            off = np.linalg.norm(beside, axis=-1) * self.grid.spacing
+            values = np.where(off > 0.0, np.maximum(values - off, from_box), values)
         return values
 
     def holds(self, points: Points) -> NDArray[np.bool_]:
@@ -325,7 +332,8 @@ def build_map(sources: Mapping[str, Source | Shape], lower: Points, upper: Point
             lambda name: _distances(grid, made[name], band), order), strict=True))
     distances = {name: fields[name] for name in sources}
     return AnatomyMap(grid, band, distances,
-                      {name: float(field.min()) for name, field in distances.items()})
+                      {name: float(field.min()) for name, field in distances.items()},
+                      {name: (source.lower, source.upper) for name, source in made.items()})
 
 
 def _distances(grid: Grid, source: Source, band: float) -> NDArray[np.float32]:

@@ -80,7 +80,8 @@ class ProgressPublisher:
         Args:
             deviation: (3,) m, in ``plan``.
             needle: in ``patient``.
-            nearest: the structure that is nearest; None where no anatomy is known.
+            nearest: the structure that is nearest; None where no anatomy is known. Of one that
+                is only known to be far no place is published.
             stamp: of the needle, ns.
         """
         self._deviation.publish(PointStamped(
@@ -88,6 +89,8 @@ class ProgressPublisher:
         if nearest is None:
             return
         self._clear.publish(Float64(data=nearest.clearance))
+        if nearest.point is None:
+            return
         point: Points = transform_points(inverse(needle.pose), nearest.point)
         self._danger.publish(PointStamped(
             header=header('needle_tip', stamp), point=point_message(point)))

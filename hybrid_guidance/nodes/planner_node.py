@@ -6,15 +6,16 @@ import numpy as np
 from geometry_msgs.msg import PointStamped, PoseStamped, PoseWithCovarianceStamped
 from std_srvs.srv import SetBool, Trigger
 
+from hybrid_guidance.geometry.needle import NeedleEstimate
 from hybrid_guidance.geometry.rigid import transform_points
 from hybrid_guidance.parameters import parameter
 from hybrid_guidance.planning.approval import Approval
 from hybrid_guidance.planning.candidates import Doubt, Task
-from hybrid_guidance.planning.choice import Chooser, table
-from hybrid_guidance.planning.clearance import Clearance, true_distances
+from hybrid_guidance.planning.choice import table
+from hybrid_guidance.planning.clearance import Clearance
 from hybrid_guidance.planning.guidance import Command, GuidanceSettings
 from hybrid_guidance.planning.path import PlanError
-from hybrid_guidance.planning.planner import Choice, Planner
+from hybrid_guidance.planning.planner import Choice, planner_in
 from hybrid_guidance.procedure import load_procedure
 from hybrid_guidance.ros import qos, tf
 from hybrid_guidance.ros.convert import (
@@ -83,7 +84,8 @@ class PlannerNode(GuidanceNode[PlannerParameters]):
         structures = self._make_planner()
         self._clearance = Clearance(structures, self.parameters.sigmas)
         self._approval = Approval(self.parameters.registration_limit)
-        self._seen, self._latest_ns = False, 0
+        self._needle: NeedleEstimate | None = None
+        self._latest_ns = 0
         for name in self._planner.points:
             self.create_subscription(PointStamped, f'plan/{name}',
                                      lambda message, name=name: self._on_point(name, message),
@@ -100,14 +102,12 @@ class PlannerNode(GuidanceNode[PlannerParameters]):
         parameters, procedure = self.parameters, load_procedure(self.parameters.procedure)
         solids = (build_structures(procedure.region, parameters.seed, procedure.target)
                   if parameters.anatomy == 'simulated' else {})
-        doubt = Doubt(parameters.sigmas, parameters.tip_sigma, parameters.registration_sigma)
-        self._planner = Planner(
-            {'entry': procedure.entry, 'target': procedure.target},
-            GuidanceSettings(first_depth=procedure.insert_by_eye,
-                             **{name: getattr(parameters, name) for name in SETTINGS}),
-            Chooser(Task.of(procedure, doubt), solids) if parameters.choose and solids else None)
-        return true_distances({name: solids[name] for name in procedure.avoid} if solids else {},
-                              *Task.of(procedure, doubt).region())
+        task = Task.of(procedure, Doubt(parameters.sigmas, parameters.tip_sigma,
+                                        parameters.registration_sigma))
+        settings = GuidanceSettings(first_depth=procedure.insert_by_eye, **{
+            name: getattr(parameters, name) for name in SETTINGS})
+        self._planner, structures = planner_in(task, solids, settings, parameters.choose)
+        return structures
 
     def _show_plan(self, choice: Choice | None = None) -> None:
         self._shown.publish(self._planner.path, self.parameters.step, self.now_ns(), choice)
@@ -154,7 +154,7 @@ class PlannerNode(GuidanceNode[PlannerParameters]):
         if stamp <= self._latest_ns and self._latest_ns - stamp < 2_000_000_000:
             return
         needle = needle_from_message(message)
-        self._latest_ns, self._seen = stamp, True
+        self._latest_ns, self._needle = stamp, needle
         self._progress.publish(self._planner.path.deviation(needle.tip), needle,
                                self._clearance.nearest(needle.tip, needle.covariance), stamp)
         if self._approval.given:
@@ -167,9 +167,10 @@ class PlannerNode(GuidanceNode[PlannerParameters]):
 
     def _watch(self) -> None:
         now = self.now_ns()
-        if self._approval.given and not self._seen:
+        seen = self._needle is not None
+        if self._approval.given and not seen:
             self._lead(self._planner.guidance.by_eye(now), now)
-        lost = self._seen and (now - self._latest_ns) * 1e-9 > self.parameters.stale
+        lost = seen and (now - self._latest_ns) * 1e-9 > self.parameters.stale
         self.health.set('needle', not lost, 'not seen any more; nothing moves until it is')
         try:
             world_T_patient = self.lookup('world', 'patient', 0)
@@ -177,7 +178,22 @@ class PlannerNode(GuidanceNode[PlannerParameters]):
                 self.get_logger().warning(self._approval.why_not)
         except tf.TransformException:
             pass  # nothing is registered yet
+        if self._approval.given and seen and not lost:
+            self._look_at(self._needle)
         self.health.set('approval', self._approval.given, self._approval.why_not)
+
+
+    def _look_at(self, needle: NeedleEstimate) -> None:
+        """Plan from where the needle is, if the target cannot be reached on the path any more."""
+        found = self._planner.look(needle)
+        if found is None:
+            return
+        self.get_logger().warning(found.words)
+        if found.path is None:
+            self._approval.refuse(found.words)
+        else:
+            self._approval.renew(found.words)
+            self._show_plan()
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from hybrid_guidance.geometry.rigid import (
     perpendiculars,
     rotation_from_vector,
 )
-from hybrid_guidance.geometry.types import Array, Transform
+from hybrid_guidance.geometry.types import Array, Points, Transform
 from hybrid_guidance.planning.path import Path
 from hybrid_guidance.procedure import MOST_BY_EYE
 
@@ -24,6 +24,7 @@ class Phase(Enum):
     APPROACH = 'approach'
     ALIGN = 'align'
     ADVANCE = 'advance'
+    WITHDRAW = 'withdraw'
     HOLD = 'hold'
 
 
@@ -88,14 +89,19 @@ class Command:
 class Guidance:
     """Leads the needle along one path: approach, align, advance, hold.
 
+    With something to withdraw, that comes first, on the needle's own track.
+
     Args:
         path: where to.
         settings: when to do what.
+        withdraw: how far a needle that is in the body is drawn back along its shaft first, m.
     """
 
-    def __init__(self, path: Path, settings: GuidanceSettings) -> None:
+    def __init__(self, path: Path, settings: GuidanceSettings, withdraw: float = 0.0) -> None:
         self.path = path
         self.settings = settings
+        self._withdraw = withdraw
+        self._withdrawn_to: Points | None = None
         self._started_ns: int | None = None
         self._held = False
 
@@ -119,6 +125,12 @@ class Guidance:
     def by_image(self, needle: NeedleEstimate) -> Command:
         """Return the command from the present estimate (in ``patient``)."""
         settings = self.settings
+        back = self._still_back(needle)
+        if back > settings.target_tolerance:
+            pose = needle.pose.copy()
+            pose[:3, 3] -= min(back, settings.step) * needle.direction
+            return Command(Phase.WITHDRAW, pose,
+                           f'withdraw {back * 1e3:.1f} mm along the needle')
         x, y, z = self.path.deviation(needle.tip)
         astray = self._astray(needle, float(np.hypot(x, y)), z)
         if astray:
@@ -145,6 +157,31 @@ class Guidance:
             return Command(Phase.HOLD, straight, 'wait: the depth is in doubt; expose')
         straight[:3, 3] += min(max(-z, -step), step) * self.path.direction
         return Command(Phase.ADVANCE, straight, f'advance {-z * 1e3:.1f} mm')
+
+    def left(self, needle: NeedleEstimate) -> bool:
+        """Tell whether a needle in the body is surely off the path, by more than is tolerated."""
+        settings, path = self.settings, self.path.direction
+        x, y, z = self.path.deviation(needle.tip)
+        if self.path.length + z < 0.0 or self._still_back(needle) > settings.target_tolerance:
+            return False
+        offset, angle = float(np.hypot(x, y)), angle_between(needle.direction, path)
+        across = np.column_stack(perpendiculars(path))
+        sigma, tilt = (float(np.linalg.eigvalsh(across.T @ block @ across)[-1]) ** 0.5
+                       for block in (needle.covariance[:3, :3], needle.covariance[3:, 3:]))
+        sure = sigma < settings.lateral_doubt and tilt < settings.angle_doubt
+        return (sure and not self._astray(needle, offset, z)
+                and (offset > settings.lateral_tolerance or angle > settings.angle_tolerance))
+
+    def _still_back(self, needle: NeedleEstimate) -> float:
+        """Return how far a needle is still to be drawn back, m."""
+        if self._withdraw == 0.0:
+            return 0.0
+        if self._withdrawn_to is None:
+            self._withdrawn_to = needle.tip - self._withdraw * needle.direction
+        back = float((needle.tip - self._withdrawn_to) @ needle.direction)
+        if back <= self.settings.target_tolerance:
+            self._withdraw = 0.0
+        return back
 
     def _astray(self, needle: NeedleEstimate, aside: float, beyond: float) -> str:
         """Return in words how far a needle is from one that could be led; '' if not."""

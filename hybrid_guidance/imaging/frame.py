@@ -63,3 +63,31 @@ class Recording(Protocol):
     def __getitem__(self, index: int) -> RecordedFrame:
         """Return frame ``index``, 0 to ``len - 1``."""
         ...
+
+
+class LiveStream(Protocol):
+    """Pictures as they come, from a thread of their own.
+
+    Attributes:
+        opened: how often the source was opened.
+        repeated: pictures that equal the one before and were not passed on: a machine whose
+            picture is frozen shows nothing new, and a new stamp would say that it does.
+        dropped: pictures that nobody took in time.
+    """
+
+    opened: int
+    repeated: int
+    dropped: int
+
+    @property
+    def trouble(self) -> str:
+        """What is wrong with the source, in words; '' when pictures come."""
+        ...
+
+    def take(self) -> tuple[Image, int] | None:
+        """Return the oldest picture not taken yet and its time in ns, or None."""
+        ...
+
+    def close(self) -> None:
+        """End the thread and let go of the source."""
+        ...

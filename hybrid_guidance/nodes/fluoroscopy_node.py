@@ -1,4 +1,4 @@
-"""Fluoroscopy images: simulated X-ray pulses, live video, or a DICOM recording."""
+"""Fluoroscopy images: simulated X-ray pulses, live, or a DICOM recording."""
 
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ from hybrid_guidance.ros.calibration import load_beliefs, load_calibrations, loa
 from hybrid_guidance.ros.frames import FramePublisher, Playback
 from hybrid_guidance.ros.ground_truth import GroundTruth
 from hybrid_guidance.ros.health import ERROR
-from hybrid_guidance.ros.live import LiveVideo, VideoParameters
+from hybrid_guidance.ros.live import LIVE, LiveImages, LiveParameters
 from hybrid_guidance.ros.node import GuidanceNode, run
 from hybrid_guidance.simulation.anatomy import build_patient
 from hybrid_guidance.simulation.instruments import Needle
@@ -26,22 +26,23 @@ from hybrid_guidance.simulation.render import xray_renderer
 from hybrid_guidance.simulation.room import make_room
 from hybrid_guidance.simulation.xray import XrayRenderer
 
-SOURCES = ('simulated', 'dicom', 'video')
+SOURCES = ('simulated', 'dicom', *LIVE)
 
 
 @dataclass(frozen=True)
-class FluoroscopyParameters(VideoParameters):
+class FluoroscopyParameters(LiveParameters):
     """Parameters of ``fluoroscopy_node``."""
 
     source: str = parameter('simulated', choices=SOURCES, fixed=True, meaning=(
         'where images come from'))
     file: str = parameter('', fixed=True, meaning=(
-        'file, for the source dicom; device, address or file of a video'))
+        'file, for the source dicom; device, address or file of a video; host:port of an '
+        'OpenIGTLink server'))
     loop: bool = parameter(True, fixed=True, meaning='whether a recording starts over at its end')
     procedure: str = parameter('lumbar_facet_injection', fixed=True, meaning=(
         'name or YAML file of the procedure: C-arm position and technique, simulated'))
     calibration_file: str = parameter('simulated', fixed=True, meaning=(
-        'calibration: around it the simulated truth is drawn; of a video, the intrinsics'))
+        'calibration: around it the simulated truth is drawn; of live images, the intrinsics'))
     seed: int = parameter(1, low=0, high=2**31 - 1, fixed=True,
                           meaning='of the simulated patient and noise')
     pulse_rate: float = parameter(15.0, low=0.5, high=30.0, unit='Hz',
@@ -64,14 +65,14 @@ class FluoroscopyNode(GuidanceNode[FluoroscopyParameters]):
         self._renderer: XrayRenderer | None = None
         if self.parameters.source == 'simulated':
             self._simulate()
-        elif self.parameters.source == 'video':
-            self._show_video()
+        elif self.parameters.source in LIVE:
+            self._show_live()
         else:
             self._playback = Playback(
                 self, self._publisher, self.parameters.file,
                 lambda file: open_dicom(file, 'fluoroscopy'), self.parameters.loop)
 
-    def _show_video(self) -> None:
+    def _show_live(self) -> None:
         name = self.parameters.calibration_file
         camera, delay = None, 0.0
         try:
@@ -83,13 +84,14 @@ class FluoroscopyNode(GuidanceNode[FluoroscopyParameters]):
         def project(size: tuple[int, int]) -> Projection:
             known = camera is not None and camera.size == size
             return camera.projection() if known else Projection.uncalibrated(size)
-        self._video = LiveVideo(self, self._publisher, self.parameters.file, self.parameters,
-                                delay, project, camera.undistorted if camera else lambda x: x)
+        self._live = LiveImages(
+            self, self._publisher, self.parameters.source, self.parameters.file, self.parameters,
+            delay, project, camera.undistorted if camera else lambda x: x)
 
     def destroy_node(self) -> None:
-        """Let go of the video source first."""
-        if self.parameters.source == 'video':
-            self._video.close()
+        """Let go of the live source first."""
+        if self.parameters.source in LIVE:
+            self._live.close()
         super().destroy_node()
 
     def _simulate(self) -> None:

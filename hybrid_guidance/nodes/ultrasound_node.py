@@ -1,4 +1,4 @@
-"""Ultrasound images: simulated, live video, a DICOM recording, or a tracked PLUS recording."""
+"""Ultrasound images: simulated, live, a DICOM recording, or a tracked PLUS recording."""
 
 from dataclasses import dataclass
 
@@ -16,29 +16,34 @@ from hybrid_guidance.ros.calibration import load_beliefs, load_calibrations, loa
 from hybrid_guidance.ros.frames import FramePublisher, Playback, RecordedPoses
 from hybrid_guidance.ros.ground_truth import GroundTruth
 from hybrid_guidance.ros.health import ERROR
-from hybrid_guidance.ros.live import LiveVideo, VideoParameters
+from hybrid_guidance.ros.live import LIVE, LiveImages, LiveParameters
 from hybrid_guidance.ros.node import GuidanceNode, run
 from hybrid_guidance.simulation.anatomy import build_patient
 from hybrid_guidance.simulation.instruments import Needle
 from hybrid_guidance.simulation.render import ultrasound_renderer
 from hybrid_guidance.simulation.room import make_room
 
-SOURCES = ('simulated', 'dicom', 'sequence', 'video')
+SOURCES = ('simulated', 'dicom', 'sequence', *LIVE)
 _IMPORT = 'give the calibration of this recording, made with "hybrid-guidance import-plus"'
 
 
 @dataclass(frozen=True)
-class UltrasoundParameters(VideoParameters):
+class UltrasoundParameters(LiveParameters):
     """Parameters of ``ultrasound_node``."""
 
     source: str = parameter('simulated', choices=SOURCES, fixed=True, meaning=(
         'where images come from'))
     file: str = parameter('', fixed=True, meaning=(
-        'file, for the sources dicom and sequence; device, address or file of a video'))
+        'file, for the sources dicom and sequence; device, address or file of a video; host:port '
+        'of an OpenIGTLink server'))
     loop: bool = parameter(True, fixed=True, meaning='whether a recording starts over at its end')
     sequence_frames: str = parameter(
         'Tracker=world Probe=ultrasound_probe', fixed=True, meaning=(
             'names in a sequence to tf frames; others become snake_case'))
+    link_frames: str = parameter(
+        'Tracker=world Probe=ultrasound_probe RAS=patient', fixed=True, meaning=(
+            'names of an OpenIGTLink server to tf frames: Tracker=world for the halves of '
+            'ProbeToTracker, Needle=world:needle for a name without halves; empty: no poses'))
     procedure: str = parameter('lumbar_facet_injection', fixed=True, meaning=(
         'name or YAML file of the procedure: probe and its position, simulated'))
     calibration_file: str = parameter('simulated', fixed=True, meaning=(
@@ -63,24 +68,24 @@ class UltrasoundNode(GuidanceNode[UltrasoundParameters]):
         if parameters.source == 'simulated':
             self._simulate()
             return
-        if parameters.source == 'video':
-            self._show_video()
+        if parameters.source in LIVE:
+            self._show_live()
             return
         self._poses = RecordedPoses(self, parameters.sequence_frames)
         self._playback = Playback(self, self._publisher, parameters.file, self._open,
                                   parameters.loop, self._poses)
 
-    def _show_video(self) -> None:
+    def _show_live(self) -> None:
         geometry, file = self._geometry(), self.parameters.calibration_file
-        self._video = LiveVideo(
-            self, self._publisher, self.parameters.file, self.parameters,
+        self._live = LiveImages(
+            self, self._publisher, self.parameters.source, self.parameters.file, self.parameters,
             load_delay(file, 'ultrasound') if geometry else 0.0,
             geometry.projection if geometry else Projection.uncalibrated)
 
     def destroy_node(self) -> None:
-        """Let go of the video source first."""
-        if self.parameters.source == 'video':
-            self._video.close()
+        """Let go of the live source first."""
+        if self.parameters.source in LIVE:
+            self._live.close()
         super().destroy_node()
 
     def _simulate(self) -> None:

@@ -204,7 +204,7 @@ class RecordedPoses:
 
     def __init__(self, node: GuidanceNode[Any], names: str) -> None:
         self._node = node
-        self._names = _given_names(names)
+        self._names = given_names(names, 'sequence_frames')
         self._chosen: dict[Pair, tuple[Pair, bool]] = {}
         self._broadcaster = tf.TransformBroadcaster(node)
 
@@ -230,13 +230,17 @@ class RecordedPoses:
             self._broadcaster.sendTransform(transforms)
 
 
-def _given_names(text: str) -> dict[str, str]:
-    """Parse ``Recorded=frame`` pairs."""
+def given_names(text: str, parameter: str = 'link_frames') -> dict[str, str]:
+    """Parse ``Recorded=frame`` pairs.
+
+    Raises:
+        ParameterError: ``text``, of the parameter so named, is not of that form.
+    """
     names: dict[str, str] = {}
     for word in text.split():
         recorded, _, frame = word.partition('=')
         if not recorded or not re.fullmatch(r'\w+', frame):
-            raise ParameterError(f'sequence_frames: "{word}" is not of the form Recorded=frame, '
+            raise ParameterError(f'{parameter}: "{word}" is not of the form Recorded=frame, '
                                  'such as Probe=ultrasound_probe')
         names[recorded] = frame
     return names

@@ -1,48 +1,62 @@
-"""Publishing live pictures as the images of one sensor."""
+"""Publishing live pictures as the images of one sensor, wherever they come from."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
 from hybrid_guidance.geometry.projection import Projection
 from hybrid_guidance.geometry.types import Image
-from hybrid_guidance.imaging.frame import Frame, SourceError
+from hybrid_guidance.imaging.frame import Frame, LiveStream, SourceError
 from hybrid_guidance.imaging.video import VideoFormat, VideoStream, parse_crop
 from hybrid_guidance.parameters import parameter
 from hybrid_guidance.ros.frames import FramePublisher
 from hybrid_guidance.ros.health import ERROR
 from hybrid_guidance.ros.node import GuidanceNode
 
+if TYPE_CHECKING:
+    from hybrid_guidance.ros.link import LinkReport
+
+LIVE = ('video', 'openigtlink')
+"""Sources that are live."""
+
 
 @dataclass(frozen=True)
-class VideoParameters:
-    """Parameters of a node whose images can come as live video."""
+class LiveParameters:
+    """Parameters of a node whose images can come live."""
 
     crop: str = parameter('', fixed=True, meaning=(
-        'part of a video picture that is the image: left top width height, px; empty: all'))
+        'part of a live picture that is the image: left top width height, px; empty: all'))
     mirrored: bool = parameter(False, fixed=True, meaning=(
-        'whether a video picture has left and right swapped'))
+        'whether a live picture has left and right swapped'))
     interlaced: bool = parameter(False, fixed=True, meaning=(
-        'whether even and odd rows of a video picture are of different times'))
+        'whether even and odd rows of a live picture are of different times'))
     device_delay: float = parameter(0.0, low=0.0, high=2.0, unit='s', fixed=True, meaning=(
-        'by how much a video picture arrives after it was taken; 0: as the calibration file says'))
+        'by how much a live picture is stamped later than it was taken; 0: as the calibration '
+        'file says'))
+    link_device: str = parameter('', fixed=True, meaning=(
+        'device whose images to take from an OpenIGTLink server; empty: the first that sends one'))
+    link_frames: str = parameter('', fixed=True, meaning=(
+        'names of an OpenIGTLink server to tf frames: Tracker=world for the halves of '
+        'ProbeToTracker, Needle=world:needle for a name without halves; empty: no poses'))
 
 
-class LiveVideo:
+class LiveImages:
     """Publishes each new picture, stamped with when it was taken, and says when there is none.
 
     Args:
         node: the node.
         publisher: where the images go.
-        name: device number or path, URL, or file.
+        source: one of ``LIVE``.
+        name: device number or path, URL, or file of a video; host:port of an OpenIGTLink server.
         parameters: how a picture becomes an image, and how late it comes.
         delay_s: of the calibration file.
         geometry: takes the (width, height) of images to their projection.
         undistort: makes an image one that the projection is true for.
     """
 
-    def __init__(self, node: GuidanceNode[Any], publisher: FramePublisher, name: str,
-                 parameters: VideoParameters, delay_s: float,
+    def __init__(self, node: GuidanceNode[Any], publisher: FramePublisher, source: str, name: str,
+                 parameters: LiveParameters, delay_s: float,
                  geometry: Callable[[tuple[int, int]], Projection],
                  undistort: Callable[[Image], Image] = lambda image: image) -> None:
         self._node, self._publisher = node, publisher
@@ -50,21 +64,37 @@ class LiveVideo:
         self._delay_ns = round((parameters.device_delay or delay_s) * 1e9)
         self._projection: Projection | None = None
         self._published = 0
-        self._stream: VideoStream | None = None
+        self._stream: LiveStream | None = None
+        self._report: LinkReport | None = None
         try:
-            if not name:
-                raise SourceError('the parameter "file" is empty; name a device, an address or '
-                                  'a file')
             self._format = VideoFormat(parse_crop(parameters.crop), parameters.mirrored,
                                        parameters.interlaced)
+            self._wake = node.create_guard_condition(self._publish)
+            self._stream = self._open(source, name, parameters)
         except SourceError as error:
             node.health.set('source', False, f'no source: {error}', ERROR)
             return
-        self._wake = node.create_guard_condition(self._publish)
-        self._stream = VideoStream(name, node.now_ns, self._wake.trigger)
         node.create_timer(0.2, self._watch)
 
+    def _open(self, source: str, name: str, parameters: LiveParameters) -> LiveStream:
+        if not name:
+            raise SourceError('the parameter "file" is empty; name a device, an address or '
+                              'a file')
+        if source == 'video':
+            return VideoStream(name, self._node.now_ns, self._wake.trigger)
+        # Only this source needs it, and no distribution of ROS 2 has a package of it.
+        if find_spec('pyigtl') is None:
+            raise SourceError('OpenIGTLink needs pyigtl: pip install pyigtl')
+        from hybrid_guidance.imaging.link_client import LinkStream
+        from hybrid_guidance.ros.link import LinkReport
+        stream = LinkStream(name, self._node.now_ns, self._wake.trigger, parameters.link_device)
+        self._report = LinkReport(self._node, stream, parameters.link_frames)
+        return stream
+
     def _publish(self) -> None:
+        if self._report is not None:
+            # Poses first: an image waits for the pose at its time.
+            self._report.publish_poses()
         while self._stream is not None and (taken := self._stream.take()) is not None:
             picture, stamp = taken
             try:
@@ -96,6 +126,8 @@ class LiveVideo:
         for key, number in (('frames', self._published), ('dropped', stream.dropped),
                             ('repeated', stream.repeated), ('opened', stream.opened)):
             health.value(key, number)
+        if self._report is not None:
+            self._report.say()
 
     def close(self) -> None:
         """Let go of the source."""

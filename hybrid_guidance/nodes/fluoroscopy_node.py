@@ -10,7 +10,8 @@ from hybrid_guidance.fusion.frame_tree import FrameTreeError
 from hybrid_guidance.geometry.projection import Projection
 from hybrid_guidance.geometry.rigid import inverse, transform
 from hybrid_guidance.imaging.dicom import open_dicom
-from hybrid_guidance.imaging.frame import Frame
+from hybrid_guidance.imaging.frame import Frame, Recording
+from hybrid_guidance.imaging.image_folder import open_images
 from hybrid_guidance.parameters import parameter
 from hybrid_guidance.procedure import load_procedure
 from hybrid_guidance.ros import qos
@@ -18,7 +19,7 @@ from hybrid_guidance.ros.calibration import load_beliefs, load_calibrations, loa
 from hybrid_guidance.ros.frames import FramePublisher, Playback
 from hybrid_guidance.ros.ground_truth import GroundTruth
 from hybrid_guidance.ros.health import ERROR
-from hybrid_guidance.ros.live import LIVE, LiveImages, LiveParameters
+from hybrid_guidance.ros.live import LIVE, LiveImages, LiveParameters, Project, Undistort
 from hybrid_guidance.ros.node import GuidanceNode, run
 from hybrid_guidance.simulation.anatomy import build_patient
 from hybrid_guidance.simulation.instruments import Needle
@@ -26,7 +27,7 @@ from hybrid_guidance.simulation.render import xray_renderer
 from hybrid_guidance.simulation.room import make_room
 from hybrid_guidance.simulation.xray import XrayRenderer
 
-SOURCES = ('simulated', 'dicom', *LIVE)
+SOURCES = ('simulated', 'dicom', 'images', *LIVE)
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,10 @@ class FluoroscopyParameters(LiveParameters):
     source: str = parameter('simulated', choices=SOURCES, fixed=True, meaning=(
         'where images come from'))
     file: str = parameter('', fixed=True, meaning=(
-        'file, for the source dicom; device, address or file of a video; host:port of an '
-        'OpenIGTLink server'))
+        'file, for the source dicom; folder or pattern of images; device, address or file of a '
+        'video; host:port of an OpenIGTLink server'))
+    rate: float = parameter(15.0, low=0.1, high=100.0, unit='Hz', fixed=True,
+                            meaning='of a folder of images')
     loop: bool = parameter(True, fixed=True, meaning='whether a recording starts over at its end')
     procedure: str = parameter('lumbar_facet_injection', fixed=True, meaning=(
         'name or YAML file of the procedure: C-arm position and technique, simulated'))
@@ -69,10 +72,22 @@ class FluoroscopyNode(GuidanceNode[FluoroscopyParameters]):
             self._show_live()
         else:
             self._playback = Playback(
-                self, self._publisher, self.parameters.file,
-                lambda file: open_dicom(file, 'fluoroscopy'), self.parameters.loop)
+                self, self._publisher, self.parameters.file, self._open, self.parameters.loop)
+
+    def _open(self, file: str) -> Recording:
+        if self.parameters.source == 'dicom':
+            return open_dicom(file, 'fluoroscopy')
+        project, undistort, _ = self._intrinsics()
+        return open_images(file, self.parameters.rate, project, undistort)
 
     def _show_live(self) -> None:
+        project, undistort, delay = self._intrinsics()
+        self._live = LiveImages(
+            self, self._publisher, self.parameters.source, self.parameters.file, self.parameters,
+            delay, project, undistort)
+
+    def _intrinsics(self) -> tuple[Project, Undistort, float]:
+        """Return what the calibration file says: projection by size, distortion, delay."""
         name = self.parameters.calibration_file
         camera, delay = None, 0.0
         try:
@@ -84,9 +99,7 @@ class FluoroscopyNode(GuidanceNode[FluoroscopyParameters]):
         def project(size: tuple[int, int]) -> Projection:
             known = camera is not None and camera.size == size
             return camera.projection() if known else Projection.uncalibrated(size)
-        self._live = LiveImages(
-            self, self._publisher, self.parameters.source, self.parameters.file, self.parameters,
-            delay, project, camera.undistorted if camera else lambda x: x)
+        return project, camera.undistorted if camera else lambda image: image, delay
 
     def destroy_node(self) -> None:
         """Let go of the live source first."""

@@ -1,4 +1,4 @@
-"""Ultrasound images: simulated, live, a DICOM recording, or a tracked PLUS recording."""
+"""Ultrasound images: simulated, live, DICOM, a tracked PLUS recording, or image files."""
 
 from dataclasses import dataclass
 
@@ -9,6 +9,7 @@ from hybrid_guidance.geometry.rigid import transform
 from hybrid_guidance.imaging.dicom import open_dicom
 from hybrid_guidance.imaging.frame import Frame, Recording
 from hybrid_guidance.imaging.geometry import ImageGeometry
+from hybrid_guidance.imaging.image_folder import open_images
 from hybrid_guidance.imaging.sequence import open_sequence
 from hybrid_guidance.parameters import parameter
 from hybrid_guidance.procedure import load_procedure
@@ -23,7 +24,7 @@ from hybrid_guidance.simulation.instruments import Needle
 from hybrid_guidance.simulation.render import ultrasound_renderer
 from hybrid_guidance.simulation.room import make_room
 
-SOURCES = ('simulated', 'dicom', 'sequence', *LIVE)
+SOURCES = ('simulated', 'dicom', 'sequence', 'images', *LIVE)
 _IMPORT = 'give the calibration of this recording, made with "hybrid-guidance import-plus"'
 
 
@@ -34,8 +35,8 @@ class UltrasoundParameters(LiveParameters):
     source: str = parameter('simulated', choices=SOURCES, fixed=True, meaning=(
         'where images come from'))
     file: str = parameter('', fixed=True, meaning=(
-        'file, for the sources dicom and sequence; device, address or file of a video; host:port '
-        'of an OpenIGTLink server'))
+        'file, for the sources dicom and sequence; folder or pattern of images; device, address or '
+        'file of a video; host:port of an OpenIGTLink server'))
     loop: bool = parameter(True, fixed=True, meaning='whether a recording starts over at its end')
     sequence_frames: str = parameter(
         'Tracker=world Probe=ultrasound_probe', fixed=True, meaning=(
@@ -51,7 +52,7 @@ class UltrasoundParameters(LiveParameters):
     seed: int = parameter(1, low=0, high=2**31 - 1, fixed=True,
                           meaning='of the simulated patient and noise')
     rate: float = parameter(30.0, low=1.0, high=100.0, unit='Hz', fixed=True,
-                            meaning='of simulated images')
+                            meaning='of simulated images, and of a folder of images')
     machine_delay: float = parameter(0.0, low=0.0, high=1.0, unit='s', fixed=True, meaning=(
         'how old the echoes of a simulated image are at its stamp: 0.15 is typical'))
     pulsation: float = parameter(0.0, low=0.0, high=0.3, fixed=True, meaning=(
@@ -71,9 +72,10 @@ class UltrasoundNode(GuidanceNode[UltrasoundParameters]):
         if parameters.source in LIVE:
             self._show_live()
             return
-        self._poses = RecordedPoses(self, parameters.sequence_frames)
+        if parameters.source == 'sequence':
+            self._poses = RecordedPoses(self, parameters.sequence_frames)
         self._playback = Playback(self, self._publisher, parameters.file, self._open,
-                                  parameters.loop, self._poses)
+                                  parameters.loop, getattr(self, '_poses', None))
 
     def _show_live(self) -> None:
         geometry, file = self._geometry(), self.parameters.calibration_file
@@ -116,7 +118,11 @@ class UltrasoundNode(GuidanceNode[UltrasoundParameters]):
     def _open(self, file: str) -> Recording:
         if self.parameters.source == 'dicom':
             return open_dicom(file, 'ultrasound')
-        recording = open_sequence(file, self._geometry())
+        geometry = self._geometry()
+        if self.parameters.source == 'images':
+            return open_images(file, self.parameters.rate, (
+                geometry.projection if geometry else Projection.uncalibrated))
+        recording = open_sequence(file, geometry)
         self._poses.choose(recording.pairs)
         return recording
 

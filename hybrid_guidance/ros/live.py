@@ -17,6 +17,12 @@ from hybrid_guidance.ros.node import GuidanceNode
 if TYPE_CHECKING:
     from hybrid_guidance.ros.link import LinkReport
 
+Project = Callable[[tuple[int, int]], Projection]
+"""Takes the (width, height) of images to their projection."""
+
+Undistort = Callable[[Image], Image]
+"""Makes an image one that the projection is true for."""
+
 LIVE = ('video', 'openigtlink')
 """Sources that are live."""
 
@@ -57,8 +63,7 @@ class LiveImages:
 
     def __init__(self, node: GuidanceNode[Any], publisher: FramePublisher, source: str, name: str,
                  parameters: LiveParameters, delay_s: float,
-                 geometry: Callable[[tuple[int, int]], Projection],
-                 undistort: Callable[[Image], Image] = lambda image: image) -> None:
+                 geometry: Project, undistort: Undistort = lambda image: image) -> None:
         self._node, self._publisher = node, publisher
         self._geometry, self._undistort = geometry, undistort
         self._delay_ns = round((parameters.device_delay or delay_s) * 1e9)

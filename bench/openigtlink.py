@@ -5,9 +5,13 @@
 
 The server is pyigtl's, used as its examples do (``--serve`` runs it alone), in its own process.
 It sends 640 x 480 images that carry their number, with a transform each. The node is a process of
-its own, too; this one counts what it publishes. A restart kills the server (SIGKILL) in the middle
-of what it does and starts another; the clock runs from its start to the first new image here, and
-includes starting Python and pyigtl in the server; "from listening" leaves that out.
+its own, too; this one counts what it publishes. pyigtl's server throws away what it could not send
+of more than 100 messages, so where the machine stands still images are lost before they reach us:
+the node's own counts, and the longest pause of this process, tell such losses apart.
+
+A restart kills the server (SIGKILL) in the middle of what it does and starts another; the clock
+runs from its start to the first new image here, and includes starting Python and pyigtl in the
+server; "from listening" leaves that out.
 """
 
 import argparse
@@ -69,6 +73,7 @@ class Listener:
 
     def __init__(self) -> None:
         import rclpy
+        from diagnostic_msgs.msg import DiagnosticArray
         from rclpy.executors import SingleThreadedExecutor
         from sensor_msgs.msg import Image
         from tf2_msgs.msg import TFMessage
@@ -79,6 +84,9 @@ class Listener:
         self.numbers: list[int] = []
         self.ages: list[float] = []
         self.transforms = 0
+        self.node_says: dict[str, str] = {}
+        self.longest_pause = 0.0
+        self.node.create_subscription(DiagnosticArray, '/diagnostics', self._diagnostics, 10)
         self.node.create_subscription(Image, 'ultrasound/image_raw', self._image, 100)
         self.node.create_subscription(TFMessage, '/tf', self._tf, 1000)
 
@@ -88,18 +96,26 @@ class Listener:
         self.ages.append((now - stamp) * 1e-6)
         self.numbers.append(int(np.frombuffer(bytes(message.data[:4]), np.uint32)[0]))
 
+    def _diagnostics(self, message) -> None:
+        for status in message.status:
+            if status.name == 'ultrasound_node':
+                self.node_says = {item.key: item.value for item in status.values}
+
     def _tf(self, message) -> None:
         self.transforms += len(message.transforms)
 
     def spin(self, seconds: float, until=lambda: False) -> None:
         """Listen for so long, or until something is so."""
         deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline and not until():
+        last = time.monotonic()
+        while last < deadline and not until():
             self.executor.spin_once(timeout_sec=0.02)
+            self.longest_pause = max(self.longest_pause, time.monotonic() - last)
+            last = time.monotonic()
 
     def clear(self) -> None:
         """Forget what was heard."""
-        self.numbers, self.ages, self.transforms = [], [], 0
+        self.numbers, self.ages, self.transforms, self.longest_pause = [], [], 0, 0.0
 
 
 def streamed(listener: Listener, seconds: float) -> dict[str, object]:
@@ -111,6 +127,9 @@ def streamed(listener: Listener, seconds: float) -> dict[str, object]:
     return {'seconds': seconds, 'images': len(numbers), 'transforms': listener.transforms,
             'lost': int(numbers[-1] - numbers[0] + 1 - len(numbers)),
             'out of order': int(np.count_nonzero(steps <= 0)),
+            'longest pause of this process, s': round(listener.longest_pause, 2),
+            'node says, since its start': {key: listener.node_says.get(key) for key in (
+                'received', 'frames', 'dropped', 'repeated', 'doubtful stamps', 'opened')},
             'age ms, median': round(float(np.median(listener.ages)), 2),
             'age ms, p99': round(float(np.quantile(listener.ages, 0.99)), 2)}
 

@@ -37,6 +37,7 @@ OPTIONS = (
            'host:port'),
     Option('calibration_file', 'simulated', 'name or file of the calibration'),
     Option('seed', '1', 'of the simulation'),
+    Option('openigtlink_port', '0', 'port on which 3D Slicer finds the guidance; 0: none'),
     Option('rviz', 'false', 'open RViz with the scene of this package', ('true', 'false')),
     Option('robot', 'none', 'robot that holds the needle', ('none',)),
     Option('log_level', 'info', 'of every node', ('debug', 'info', 'warn', 'error', 'fatal')),
@@ -83,7 +84,12 @@ GRAPH = (
     GraphNode('fusion_node', {'calibration_file': 'calibration_file'}),
     GraphNode('planner_node', {'procedure': 'procedure', 'seed': 'seed'}),
     GraphNode('overlay_node', {'procedure': 'procedure'}),
+    GraphNode('openigtlink_node', {'openigtlink_port': 'port'},
+              lambda values: values['openigtlink_port'] != '0'),
 )
+
+
+_NUMBERS = ('seed', 'openigtlink_port')
 
 
 def _whole(given: Values, option: str) -> int:
@@ -128,7 +134,8 @@ def nodes(given: Values) -> list[tuple[str, dict[str, Any]]]:
             parameters['use_sim_time'] = given['use_sim_time'] == 'true'
         for option, parameter in node.parameters.items():
             if option in given:
-                parameters[parameter] = _whole(given, option) if option == 'seed' else given[option]
+                parameters[parameter] = (
+                    _whole(given, option) if option in _NUMBERS else given[option])
         # A recording brings the poses of its own sensor: one from the simulation beside it would
         # be a second publisher of the same frame, and of a place where nothing was.
         if node.name == 'patient_node' and not all(_sources_simulated(values).values()):

@@ -74,7 +74,14 @@ def test_simulated_patient_is_there_while_an_image_is_simulated(
     nodes = started(given)
     assert ('patient_node' in nodes) is there
     assert nodes['planner_node'].get('anatomy') == (None if there else 'none')
-    assert set(nodes) | {'patient_node'} == set(NAMES)
+    assert {*nodes, 'patient_node', 'openigtlink_node'} == set(NAMES)
+
+
+def test_the_guidance_is_served_over_openigtlink_only_on_a_port() -> None:
+    assert 'openigtlink_node' not in started({})
+    assert started({'openigtlink_port': '18950'})['openigtlink_node']['port'] == 18950
+    with pytest.raises(graph.GraphError, match='openigtlink_port'):
+        started({'openigtlink_port': 'here'})
 
 
 @pytest.mark.parametrize(('given', 'tracked'), [

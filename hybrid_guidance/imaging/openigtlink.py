@@ -15,15 +15,20 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from pyigtl.messages import CRC64, MessageBase
+from pyigtl.messages import CRC64, ImageMessage, MessageBase, PointMessage, TransformMessage
 
-from hybrid_guidance.geometry.rigid import from_quaternion, is_rigid
-from hybrid_guidance.geometry.types import Array, Image, Transform
+from hybrid_guidance.geometry.projection import Projection
+from hybrid_guidance.geometry.rigid import from_quaternion, is_rigid, transform_points
+from hybrid_guidance.geometry.types import Array, Image, Points, Transform
 
 HEADER_SIZE = int(MessageBase.IGTL_HEADER_SIZE)
 PORT = 18944
 MAXIMUM_BODY = 64 << 20
 """Bytes; a longer body is taken for a lie: a 4096 x 4096 image of 16 bits has half of that."""
+
+RAS_T_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+"""3D Slicer's axes are right, anterior, superior; those of DICOM and of ``patient`` are left,
+posterior, superior. It is its own inverse."""
 
 POSE_TYPES = ('TRANSFORM', 'POSITION', 'TDATA', 'QTDATA')
 KNOWN_TYPES = ('IMAGE', 'STATUS', *POSE_TYPES)
@@ -294,3 +299,53 @@ def _text(data: bytes) -> str:
     """Return text up to its first zero byte, printable, whatever it was."""
     text = data.split(b'\0', 1)[0].decode('utf-8', 'replace')
     return ''.join(letter if letter.isprintable() else '?' for letter in text).strip()
+
+
+def pack_image(device: str, seconds: float, pixels: Image, projection: Projection,
+               patient_T_sensor: Transform, depth: float) -> bytes:
+    """Return an IMAGE that 3D Slicer shows where it lies in the patient, in RAS and millimetres.
+
+    Args:
+        device: its name, at most 20 letters.
+        seconds: when it was taken.
+        pixels: (H, W).
+        projection: of the pixels; a perspective image is put on the plane at ``depth``.
+        patient_T_sensor: (4, 4) in LPS, metres.
+        depth: metres from the source of a perspective image.
+    """
+    corner, right, below = projection.back_project(
+        np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]), depth if projection.is_perspective else 0.0)
+    sensor_T_pixels = np.eye(4)
+    # Slicer wants a thickness: 1 mm.
+    sensor_T_pixels[:3] = np.column_stack(
+        [right - corner, below - corner, (0.0, 0.0, 1e-3), corner])
+    return bytes(ImageMessage(
+        pixels[None], _millimetres(RAS_T_LPS @ patient_T_sensor @ sensor_T_pixels, columns=4),
+        'ras', seconds, device).pack())
+
+
+def pack_pose(device: str, seconds: float, patient_T_frame: Transform,
+              is_seen: bool = True) -> bytes:
+    """Return a TRANSFORM of a frame in the patient, in RAS and millimetres.
+
+    One that is not seen any more says so in its metadata, as PLUS does.
+    """
+    message = TransformMessage(_millimetres(RAS_T_LPS @ patient_T_frame), seconds, device)
+    if not is_seen:
+        message.header_version = 2
+        message.metadata = {'TransformStatus': 'MISSING', 'TransformValid': 'false'}
+    return bytes(message.pack())
+
+
+def pack_points(device: str, seconds: float, names: tuple[str, ...], points: Points) -> bytes:
+    """Return a POINT message of (N, 3) points in the patient (LPS, m), in RAS and millimetres."""
+    positions = transform_points(RAS_T_LPS, points) * 1e3
+    return bytes(PointMessage(positions.tolist(), list(names), timestamp=seconds,
+                              device_name=device).pack())
+
+
+def _millimetres(matrix: Transform, columns: int = 1) -> Transform:
+    """Return a (4, 4) with its last columns in millimetres."""
+    scaled = matrix.copy()
+    scaled[:3, 4 - columns:] *= 1e3
+    return scaled

@@ -3,22 +3,16 @@
 import re
 from typing import Any
 
-import numpy as np
-
 from hybrid_guidance.geometry.rigid import inverse
 from hybrid_guidance.geometry.types import Transform
 from hybrid_guidance.imaging.link_client import LinkStream
-from hybrid_guidance.imaging.openigtlink import LinkPose
+from hybrid_guidance.imaging.openigtlink import RAS_T_LPS, LinkPose
 from hybrid_guidance.parameters import ParameterError
 from hybrid_guidance.ros import tf
 from hybrid_guidance.ros.convert import transform_message
 from hybrid_guidance.ros.frames import Pair, choose_frames, given_names
 from hybrid_guidance.ros.health import ERROR
 from hybrid_guidance.ros.node import GuidanceNode
-
-RAS_T_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
-"""3D Slicer's axes are right, anterior, superior; those of DICOM and of ``patient`` are left,
-posterior, superior. It is its own inverse."""
 
 _HALVES = re.compile(r'(.+?)To([A-Z0-9].*)$')
 _TRACKER = 'Tracker'

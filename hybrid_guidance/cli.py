@@ -36,6 +36,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_patient(commands.add_parser('patient', help=(
         'make a digital patient of a CT and a label map, and put a procedure into it')))
     _add_samples(commands.add_parser('sample-data', help='fetch real CTs with label maps'))
+    _add_inspect(commands.add_parser('inspect', help=(
+        'say what geometry a DICOM file carries, what is missing, and what to enter by hand')))
     parameters = commands.add_parser('parameters', help='print the parameters of every node')
     parameters.add_argument('node', nargs='?', help='only this node')
     return parser
@@ -123,6 +125,11 @@ def _add_samples(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('names', nargs='*', metavar='NAME',
                         help=f'of {", ".join(SAMPLES)} (default: all)')
     parser.add_argument('--output', type=Path, default=Path('sample-data'))
+
+
+def _add_inspect(parser: argparse.ArgumentParser) -> None:
+    from hybrid_guidance.inspection import add_parser
+    add_parser(parser)
 
 
 def _pixel_count(text: str) -> int:
@@ -308,6 +315,11 @@ def _sample_data(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _inspect(arguments: argparse.Namespace) -> int:
+    from hybrid_guidance.inspection import inspect
+    return inspect(arguments)
+
+
 def _parameters(arguments: argparse.Namespace) -> int:
     from hybrid_guidance.ros.documentation import parameter_tables
     print(parameter_tables(arguments.node))
@@ -325,8 +337,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _stop)
     commands = {'up': _up, 'demo': _demo, 'doctor': _doctor, 'render': _render,
                 'import-plus': _import_plus, 'calibrate': _calibrate,
-                'plan': _plan, 'patient': _patient,
-                'sample-data': _sample_data, 'parameters': _parameters}
+                'plan': _plan, 'patient': _patient, 'sample-data': _sample_data,
+                'inspect': _inspect, 'parameters': _parameters}
     try:
         return commands[arguments.command](arguments)
     except _StopError:

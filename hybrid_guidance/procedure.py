@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from hybrid_guidance.geometry.carm import patient_T_optical
 from hybrid_guidance.geometry.projection import Projection
 from hybrid_guidance.geometry.rigid import transform
 from hybrid_guidance.geometry.types import Array, Points, Transform
@@ -169,12 +170,8 @@ class Procedure:
     def patient_T_fluoroscopy(self) -> Transform:
         """Return the (4, 4) patient_T_optical: origin at the source, z towards the detector."""
         setup = self.fluoroscopy
-        a, b = setup.primary_angle, setup.secondary_angle
-        z = np.array([np.sin(a) * np.cos(b), -np.cos(a) * np.cos(b), np.sin(b)])
-        x = np.cross(np.array([0.0, 0.0, -1.0]), z)
-        x /= np.linalg.norm(x)
-        rotation = np.column_stack([x, np.cross(z, x), z])
-        return transform(rotation, setup.isocentre - setup.source_to_isocentre * z)
+        return patient_T_optical(setup.primary_angle, setup.secondary_angle,
+                                 setup.source_to_isocentre, setup.isocentre)
 
     def fluoroscopy_projection(self) -> Projection:
         """Return the perspective projection from the optical frame to detector pixels."""

@@ -5,7 +5,7 @@ from collections import deque
 WINDOW_S = 10.0
 """How long a delay counts: the clocks of two computers part by less than 1 ms in that time."""
 
-DOUBT_S = 0.5
+DOUBT_S = 1.0
 """A stamp that is off by more is not taken: the clock was set, or the line stood still."""
 
 SETTLE_S = 1.0

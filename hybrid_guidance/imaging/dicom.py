@@ -36,7 +36,8 @@ Modality = Literal['fluoroscopy', 'ultrasound']
 DEFAULT_FRAME_TIME = 1.0 / 15.0
 """Seconds between frames where a file does not say: a common fluoroscopy rate."""
 
-_MODALITIES = {'fluoroscopy': ('XA', 'RF', 'DX', 'CR', 'PX', 'MG', 'IO'), 'ultrasound': ('US',)}
+MODALITIES: dict[Modality, tuple[str, ...]] = {
+    'fluoroscopy': ('XA', 'RF', 'DX', 'CR', 'PX', 'MG', 'IO'), 'ultrasound': ('US',)}
 _MAXIMUM_FILE = 4 << 30
 _MAXIMUM_FRAME_BYTES = 256 << 20
 _MAXIMUM_FRAMES = 100_000
@@ -152,7 +153,7 @@ def open_dicom(path: str | Path, modality: Modality) -> DicomRecording:
     """
     path = Path(path)
     with explained(f'{path}: cannot be read as DICOM', EXPORT):
-        dataset = _read_dataset(path)
+        dataset = read_dataset(path)
         _check_modality(path, dataset, modality)
         layout = _layout(path, dataset)
         decode = _decoder(path, dataset, layout)
@@ -181,7 +182,7 @@ def explained(what: str, cure: str) -> Iterator[None]:
         raise SourceError(f'{what} ({reason}); {cure}') from error
 
 
-def _read_dataset(path: Path) -> Any:
+def read_dataset(path: Path) -> Any:
     """Read the whole file, pixels still encoded."""
     if path.is_dir():
         raise SourceError(f'{path}: is a folder; name one DICOM file in it')
@@ -219,10 +220,10 @@ def _check_inflated_size(path: Path, meta_length: int) -> None:
 
 def _check_modality(path: Path, dataset: Any, modality: Modality) -> None:
     found = str(dataset.get('Modality') or '').strip()
-    if found in _MODALITIES[modality]:
+    if found in MODALITIES[modality]:
         return
-    other = next((name for name, codes in _MODALITIES.items() if found in codes), None)
-    wanted = ', '.join(_MODALITIES[modality])
+    other = next((name for name, codes in MODALITIES.items() if found in codes), None)
+    wanted = ', '.join(MODALITIES[modality])
     cure = (f'give it to the {other} source' if other
             else f'the {modality} source takes files of modality {wanted}')
     article = 'an' if other == 'ultrasound' else 'a'
@@ -375,14 +376,14 @@ def _meaning(dataset: Any, layout: _Layout) -> tuple[str, ...]:
         notes.append('stored as MONOCHROME1, inverted: larger values are brighter')
     if layout.signed:
         notes.append(f'signed pixels, shifted up by {1 << (layout.bits_stored - 1)}')
-    sign = _number(dataset, 'PixelIntensityRelationshipSign')
+    sign = number_of(dataset, 'PixelIntensityRelationshipSign')
     if sign:
         more = (sign > 0.0) != layout.inverted
         notes.append(f'brighter means {"more" if more else "less"} X-ray at the detector')
     return tuple(notes)
 
 
-def _find(dataset: Any, keyword: str) -> Any:
+def find_value(dataset: Any, keyword: str) -> Any:
     """Return a value from the dataset, or from the shared groups of an enhanced file."""
     if dataset.get(keyword) not in (None, ''):
         return dataset.get(keyword)
@@ -394,9 +395,9 @@ def _find(dataset: Any, keyword: str) -> Any:
     return None
 
 
-def _numbers(dataset: Any, keyword: str, count: int) -> tuple[float, ...] | None:
+def numbers_of(dataset: Any, keyword: str, count: int) -> tuple[float, ...] | None:
     """Return ``count`` finite numbers of a tag, or None where it is missing or unusable."""
-    value = _find(dataset, keyword)
+    value = find_value(dataset, keyword)
     values = [value] if isinstance(value, (str, int, float)) else list(value or ())
     try:
         numbers = tuple(float(one) for one in values)
@@ -406,36 +407,38 @@ def _numbers(dataset: Any, keyword: str, count: int) -> tuple[float, ...] | None
     return numbers if usable else None
 
 
-def _number(dataset: Any, keyword: str) -> float | None:
-    numbers = _numbers(dataset, keyword, 1)
+def number_of(dataset: Any, keyword: str) -> float | None:
+    """Return one finite number of a tag, or None."""
+    numbers = numbers_of(dataset, keyword, 1)
     return numbers[0] if numbers else None
 
 
-def _positive(dataset: Any, keyword: str) -> float | None:
-    number = _number(dataset, keyword)
+def positive_of(dataset: Any, keyword: str) -> float | None:
+    """Return one number of a tag, or None where it is not above zero."""
+    number = number_of(dataset, keyword)
     return number if number is not None and number > 0.0 else None
 
 
 def _times(dataset: Any, frames: int) -> tuple[tuple[float, ...], float, tuple[str, ...]]:
     """Return the time of each frame, the period, both in seconds, and notes."""
     step, notes = _frame_time(dataset, frames)
-    vector = _numbers(dataset, 'FrameTimeVector', frames) if frames > 1 else None
+    vector = numbers_of(dataset, 'FrameTimeVector', frames) if frames > 1 else None
     if vector is not None and min(vector[1:]) > 0.0:
         # The first increment is the delay before the first frame, by convention zero.
         times = np.concatenate([[0.0], np.cumsum(vector[1:])]) * 1e-3
         return tuple(times.tolist()), float(times[-1] + np.median(np.diff(times))), ()
-    if _find(dataset, 'FrameTimeVector') is not None and frames > 1:
+    if find_value(dataset, 'FrameTimeVector') is not None and frames > 1:
         notes += ('FrameTimeVector is not usable (one positive increment per frame is needed)',)
     return tuple((np.arange(frames) * step).tolist()), frames * step, notes
 
 
 def _frame_time(dataset: Any, frames: int) -> tuple[float, tuple[str, ...]]:
     """Return seconds between frames, and a note where that is an assumption."""
-    frame_time_ms = _positive(dataset, 'FrameTime')
+    frame_time_ms = positive_of(dataset, 'FrameTime')
     if frame_time_ms is not None and frame_time_ms > 1e-3:
         return frame_time_ms * 1e-3, ()
     for keyword in ('CineRate', 'RecommendedDisplayFrameRate'):
-        rate = _positive(dataset, keyword)
+        rate = positive_of(dataset, keyword)
         if rate is not None:
             return 1.0 / rate, ()
     if frames == 1:
@@ -447,14 +450,14 @@ def _frame_time(dataset: Any, frames: int) -> tuple[float, tuple[str, ...]]:
 
 def _xray(dataset: Any, layout: _Layout) -> tuple[Gantry, Projection, tuple[str, ...]]:
     """Return how the C-arm stood, the pinhole of the image, and notes."""
-    distance_mm = _positive(dataset, 'DistanceSourceToDetector')
-    patient_mm = _positive(dataset, 'DistanceSourceToPatient')
-    angles = [_number(dataset, f'Positioner{which}Angle') for which in ('Primary', 'Secondary')]
+    distance_mm = positive_of(dataset, 'DistanceSourceToDetector')
+    patient_mm = positive_of(dataset, 'DistanceSourceToPatient')
+    angles = [number_of(dataset, f'Positioner{which}Angle') for which in ('Primary', 'Secondary')]
     gantry = Gantry(distance_mm and distance_mm * 1e-3, patient_mm and patient_mm * 1e-3,
                     *(None if angle is None else float(np.deg2rad(angle)) for angle in angles))
     notes = _gantry_notes(gantry)
     size = (layout.columns, layout.rows)
-    spacing_mm = _numbers(dataset, 'ImagerPixelSpacing', 2)
+    spacing_mm = numbers_of(dataset, 'ImagerPixelSpacing', 2)
     missing = [tag for tag, value in (('DistanceSourceToDetector (0018,1110)', distance_mm),
                                       ('ImagerPixelSpacing (0018,1164)', spacing_mm))
                if value is None or min(np.atleast_1d(value)) <= 0.0]
@@ -485,9 +488,9 @@ def _principal_point(dataset: Any, layout: _Layout,
     rotated clockwise, then mirrored (DICOM PS3.3 C.8.7.2 and C.8.11.4).
     """
     size = np.array([layout.columns, layout.rows], dtype=float)
-    element, active, corner = (_numbers(dataset, keyword, 2) for keyword in (
+    element, active, corner = (numbers_of(dataset, keyword, 2) for keyword in (
         'DetectorElementSpacing', 'DetectorActiveDimensions', 'FieldOfViewOrigin'))
-    turn = int(_number(dataset, 'FieldOfViewRotation') or 0) % 360
+    turn = int(number_of(dataset, 'FieldOfViewRotation') or 0) % 360
     if element is None or active is None or corner is None or min(element) <= 0.0 or turn % 90:
         centre = (size - 1.0) / 2.0
         return (float(centre[0]), float(centre[1])), (
@@ -501,7 +504,7 @@ def _principal_point(dataset: Any, layout: _Layout,
     point = (active_xy / 2.0 - corner_xy * element_xy) / spacing_xy
     for _ in range(turn // 90):
         point, size = np.array([size[1] - point[1], point[0]]), size[::-1]
-    if str(_find(dataset, 'FieldOfViewHorizontalFlip') or '').strip() == 'YES':
+    if str(find_value(dataset, 'FieldOfViewHorizontalFlip') or '').strip() == 'YES':
         point = np.array([size[0] - point[0], point[1]])
     return (float(point[0] - 0.5), float(point[1] - 0.5)), (
         "principal point at the detector's centre, from FieldOfViewOrigin")
@@ -511,16 +514,16 @@ def _spacing_doubts(dataset: Any, layout: _Layout,
                     spacing_mm: tuple[float, ...]) -> tuple[str, ...]:
     """Compare ImagerPixelSpacing with the detector's elements and with the field of view."""
     notes = []
-    element = _numbers(dataset, 'DetectorElementSpacing', 2)
-    binning = _numbers(dataset, 'DetectorBinning', 2)
+    element = numbers_of(dataset, 'DetectorElementSpacing', 2)
+    binning = numbers_of(dataset, 'DetectorBinning', 2)
     if element and binning and not np.allclose(np.multiply(element, binning), spacing_mm,
                                                rtol=0.02):
         notes.append(f'ImagerPixelSpacing {spacing_mm} mm is not DetectorElementSpacing times '
                      f'DetectorBinning, {np.multiply(element, binning)} mm: '
                      'verify the focal length')
-    dimensions = _numbers(dataset, 'FieldOfViewDimensions', 2)
+    dimensions = numbers_of(dataset, 'FieldOfViewDimensions', 2)
     covered = np.multiply(spacing_mm, (layout.rows, layout.columns))
-    if dimensions and str(_find(dataset, 'FieldOfViewShape') or '') == 'RECTANGLE' \
+    if dimensions and str(find_value(dataset, 'FieldOfViewShape') or '') == 'RECTANGLE' \
             and not np.allclose(dimensions, covered, rtol=0.1):
         notes.append(f'the pixels cover {covered} mm, FieldOfViewDimensions says {dimensions} mm: '
                      'verify the focal length')
@@ -603,8 +606,8 @@ def _plane(region: Any, mask: Mask | None,
     if region is None:
         return Projection.uncalibrated(size), (
             'uncalibrated: SequenceOfUltrasoundRegions (0018,6011) missing',)
-    spacing_cm = (_positive(region, 'PhysicalDeltaX'), _positive(region, 'PhysicalDeltaY'))
-    units = (_number(region, 'PhysicalUnitsXDirection'), _number(region, 'PhysicalUnitsYDirection'))
+    spacing_cm = (positive_of(region, 'PhysicalDeltaX'), positive_of(region, 'PhysicalDeltaY'))
+    units = tuple(number_of(region, f'PhysicalUnits{axis}Direction') for axis in 'XY')
     if units != (3.0, 3.0):
         return Projection.uncalibrated(size), ('uncalibrated: the region is not in centimetres',)
     if spacing_cm[0] is None or spacing_cm[1] is None:
@@ -623,9 +626,9 @@ def _face(region: Any, mask: Mask | None, size: tuple[int, int],
     count physical coordinates (cm) from the mid face. Of the two the one nearer to the middle
     of the region is taken.
     """
-    pixel = [_number(region, f'ReferencePixel{axis}0') for axis in 'XY']
+    pixel = [number_of(region, f'ReferencePixel{axis}0') for axis in 'XY']
     if pixel[0] is not None and pixel[1] is not None:
-        value = [_number(region, f'ReferencePixelPhysicalValue{axis}') or 0.0 for axis in 'XY']
+        value = [number_of(region, f'ReferencePixelPhysicalValue{axis}') or 0.0 for axis in 'XY']
         zero = (pixel[0] - value[0] / delta_x, pixel[1] - value[1] / delta_y)
         reference = (pixel[0], pixel[1])
         middle = (size[0] - 1) / 2.0

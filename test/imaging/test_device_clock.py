@@ -45,7 +45,7 @@ def test_messages_that_waited_in_a_line_keep_their_times() -> None:
     run(clock, 5000.0 + np.arange(100) / 30.0, 0.002)
     stalled = 5003.4 + np.arange(90) / 30.0
     errors = run(clock, stalled, 5006.4 - stalled)
-    assert np.isnan(errors).sum() > 60
+    assert np.isnan(errors).sum() > 50
     assert np.nanmax(np.abs(errors)) < 0.003
     assert clock.jumps == 0
     assert np.allclose(run(clock, [5006.5], 0.002), 0.002, atol=1e-6)

@@ -4,14 +4,15 @@
     python bench/fuzz.py --cases 30 --files run.dcm scan.dcm
 
 Seeded: case n is always the same bytes. Of DICOM, small X-ray and ultrasound files are made here,
-uncompressed and run-length encoded; ``--files`` adds real ones. Each mutated file is opened, inspected
-and its frames are read; it must be read or refused with a SourceError. Of OpenIGTLink, one client
-lives through all streams; half of them have bodies that are changed and their CRC put right, so that
-the change gets past it. After each stream a good image must arrive from the same client.
+uncompressed and run-length encoded; ``--files`` adds real ones. Each mutated file is opened,
+inspected and its frames are read; it must be read or refused with a SourceError. Of OpenIGTLink,
+one client lives through all streams; half of them have bodies that are changed and their CRC put
+right, so that the change gets past it. After each stream a good image must arrive from the same
+client.
 
 The cases run in processes of their own: one that dies is counted as a crash, one that takes longer
-than 20 s as a hang, and the next case goes on in a new one. Memory is that of the process after a fifth
-of the cases and at the end.
+than 20 s as a hang, and the next case goes on in a new one. Memory is that of the process after a
+fifth of the cases and at the end.
 """
 
 import argparse
@@ -161,7 +162,7 @@ def link_messages() -> list[bytes]:
 def packed(kind: str, body: bytes, version: int = 1) -> bytes:
     """Return a message with the right length and CRC."""
     from pyigtl.messages import CRC64
-    return struct.pack('>H12s20sIIQQ', version, kind.encode(), b'Device', 10, 0, len(body),
+    return struct.pack('>H12s20sIIQQ', version, kind.encode(), b'Image', 10, 0, len(body),
                        CRC64(body)) + body
 
 
@@ -196,13 +197,13 @@ def link_cases(start: int, count: int):
                     pass
     threading.Thread(target=serve, daemon=True).start()
     client = LinkStream(f'127.0.0.1:{listener.getsockname()[1]}', time.time_ns, lambda: None,
-                        device='Good', backoff=(0.001, 0.005))
+                        device='Image', backoff=(0.001, 0.005))
     import pyigtl
     for case in range(start, count):
         # The number tells this image from all before; 1 is no pixel of the others.
         good = np.frombuffer(struct.pack('>4I', case, 1, 2, 3), np.uint8).reshape(1, 2, 8)
         sending += [link_stream(case), pyigtl.ImageMessage(
-            good, device_name='Good', timestamp=time.time()).pack()]
+            good, device_name='Image', timestamp=0).pack()]
         arrived, began = False, time.monotonic()
         while not arrived and time.monotonic() - began < HANG_S + 5:
             while (taken := client.take()) is not None:
@@ -212,6 +213,7 @@ def link_cases(start: int, count: int):
             _ = client.trouble, client.refused, client.values, client.statuses
             time.sleep(0.001)
         yield case, 'good image after it' if arrived else 'no image after it'
+    print(json.dumps({'heard': dict(client.counts)}), flush=True)
 
 
 def child(arguments: argparse.Namespace) -> None:
@@ -232,12 +234,14 @@ def child(arguments: argparse.Namespace) -> None:
 
 def run(kind: str, count: int, files: list[str]) -> dict[str, object]:
     """Run all cases of a kind; count how they end."""
-    lines, failures, start = [], [], 0
+    lines, heard, failures, start = [], [], [], 0
     while start < count:
         process = subprocess.run(
             [sys.executable, __file__, '--child', kind, '--start', str(start), '--cases',
              str(count), '--files', *files], capture_output=True, text=True, check=False)
-        lines += [json.loads(line) for line in process.stdout.splitlines()]
+        said = [json.loads(line) for line in process.stdout.splitlines()]
+        lines += [line for line in said if 'case' in line]
+        heard += [line['heard'] for line in said if 'heard' in line]
         done = lines[-1]['case'] + 1 if lines else start
         if process.returncode == 0 and done >= count:
             break
@@ -248,7 +252,7 @@ def run(kind: str, count: int, files: list[str]) -> dict[str, object]:
     rss = [line['rss'] / 2**20 for line in lines]
     early = rss[min(int(SETTLED * len(rss)), len(rss) - 1)]
     return {'cases': count, 'outcomes': dict(Counter(line['outcome'] for line in lines)),
-            'crashes and hangs': failures,
+            **({'heard': heard} if heard else {}), 'crashes and hangs': failures,
             'longest case, s': round(max(line['seconds'] for line in lines[1:]), 3),
             'memory after a fifth, MiB': round(early, 1), 'at the end, MiB': round(rss[-1], 1)}
 

@@ -31,7 +31,7 @@ setup(
         *shared('launch', 'config', 'rviz'),
     ],
     install_requires=['setuptools'],
-    extras_require={'test': ['pytest']},
+    extras_require={'test': ['pytest', 'jsonschema']},
     python_requires='>=3.10',
     zip_safe=False,
     author='The hybrid_guidance authors',

@@ -134,6 +134,9 @@ def _marked(found: Inspection) -> Image:
 def _depth_scale(canvas: Image, found: Inspection, place: Array, scale: float,
                  height: int) -> None:
     step = 0.01 * found.projection.matrix[1, 1] * scale
+    if not 2.0 <= step <= height:
+        # A spacing of nonsense would be drawn for ever.
+        return
     for tick in range(int((30 + height - place[1]) / step) + 1):
         at = place + np.array([0.0, tick * step])
         long = 10 if tick % 5 == 0 else 5
@@ -194,7 +197,9 @@ def _findings(found: Inspection, width: int) -> Image:
 
 
 def _pixel(place: Array) -> tuple[int, int]:
-    return round(float(place[0])), round(float(place[1]))
+    # What lies far outside is cut off where OpenCV can still count.
+    x, y = np.clip(np.nan_to_num(place), -1e6, 1e6).tolist()
+    return round(x), round(y)
 
 
 def _text(canvas: Image, words: str, place: tuple[int, int],

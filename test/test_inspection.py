@@ -6,11 +6,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from nodes.conftest import write_dicom
+from dicom_files import write_dicom
+from pydicom.dataset import Dataset
 
 from hybrid_guidance import cli
 from hybrid_guidance.imaging.frame import SourceError
 from hybrid_guidance.imaging.inspection import inspect_dicom
+from hybrid_guidance.inspection import picture
 
 WHOLE = {'DistanceSourceToDetector': 1000, 'DistanceSourceToPatient': 750,
          'ImagerPixelSpacing': [0.4, 0.4], 'EstimatedRadiographicMagnificationFactor': 1.3333,
@@ -73,6 +75,21 @@ def test_of_ultrasound_scale_and_contradictions_are_told(tmp_path: Path) -> None
     assert any(kind == 'contradiction' and 'PixelSpacing says 0.2 x 0.2' in text
                for text, kind in kinds.items())
     assert any('not square, 0.2 x 0.3 mm' in text for text in kinds)
+
+
+@pytest.mark.parametrize('delta', [1e-300, 1e-6, 50.0, 1e300])
+def test_a_spacing_of_nonsense_is_said_and_drawn_in_finite_time(tmp_path: Path, delta) -> None:
+    region = Dataset()
+    region.RegionSpatialFormat = region.RegionDataType = 1
+    region.RegionLocationMinX0 = region.RegionLocationMinY0 = 0
+    region.RegionLocationMaxX1, region.RegionLocationMaxY1 = 63, 47
+    region.PhysicalUnitsXDirection = region.PhysicalUnitsYDirection = 3
+    region.PhysicalDeltaX = region.PhysicalDeltaY = delta
+    region.ReferencePixelX0, region.ReferencePixelY0 = 32, 0
+    found = inspect_dicom(write_dicom(tmp_path / 'u.dcm', [10], 'US',
+                                      SequenceOfUltrasoundRegions=[region]))
+    assert any('not that of an ultrasound image' in finding.text for finding in found.findings)
+    assert picture(found).ndim == 3
 
 
 def test_the_command_prints_words_or_json_and_writes_a_picture(tmp_path, capsys) -> None:

@@ -34,6 +34,7 @@ Kind = Literal['missing', 'contradiction', 'assumed', 'note']
 
 _SOURCE_MM = (500.0, 2000.0)
 _PITCH_MM = (0.05, 1.0)
+_ECHO_MM = (0.005, 2.0)
 _SIDES = {'LAO': ('PositionerPrimaryAngle', 1.0), 'RAO': ('PositionerPrimaryAngle', -1.0),
           'CRA': ('PositionerSecondaryAngle', 1.0), 'CAU': ('PositionerSecondaryAngle', -1.0)}
 _TEXTS = ('SeriesDescription', 'ProtocolName', 'StudyDescription', 'ImageComments',
@@ -351,6 +352,11 @@ def _ultrasound(dataset: Any) -> Iterable[Finding]:
                 and abs(across / down - 1.0) > 0.01:
             yield Finding('note', f'region {count}: pixels are not square, {across * 10:.4g} x '
                           f'{down * 10:.4g} mm')
+        if across and down and region.get('RegionSpatialFormat') == 1 and not all(
+                _ECHO_MM[0] <= 10 * delta <= _ECHO_MM[1] for delta in (across, down)):
+            yield Finding('contradiction', f'region {count} has {across * 10:.4g} x '
+                          f'{down * 10:.4g} mm per pixel, which is not that of an ultrasound image',
+                          'measure the depth scale on the screen')
         if across and down and pixel and region.get('PhysicalUnitsXDirection') == 3 and (
                 abs(pixel[1] / (10 * across) - 1.0) > 0.02
                 or abs(pixel[0] / (10 * down) - 1.0) > 0.02):

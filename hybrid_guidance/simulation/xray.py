@@ -114,10 +114,10 @@ class XrayRenderer:
         density = patient.density
         if density is None:
             density = np.asarray(cv2.LUT(patient.labels, density_table()), np.uint8)
-        self._soft = _Stack(density, patient.grid)
-        self._bone = _Stack(patient.mineral, patient.grid)
+        self._soft = Stack(density, patient.grid)
+        self._bone = Stack(patient.mineral, patient.grid)
         self._around = (None if patient.surround is None
-                        else _Stack(patient.surround.density, patient.surround.grid))
+                        else Stack(patient.surround.density, patient.surround.grid))
         self._weights = _spectrum(technique.kvp)
         self._photons = self._photons_per_pixel()
         self._gain = 65535.0 / (self._photons * technique.full_scale_kerma
@@ -180,7 +180,7 @@ class XrayRenderer:
             i·step to i·step + step - 1.
         """
         shape = (-(-self._size[1] // self._step), -(-self._size[0] // self._step))
-        matrix = _coarse(self._step) @ self.projection.matrix
+        matrix = coarse_pixels(self._step) @ self.projection.matrix
         bone = self._bone.integrate(matrix, patient_T_optical, shape) / np.float32(255.0)
         # Soft tissue is smooth: half as many rays do, and the coarse surround needs fewer still.
         soft = _upsampled(self._soft, matrix, patient_T_optical, shape, 2)
@@ -378,7 +378,7 @@ class XrayRenderer:
         return passed
 
 
-class _Stack:
+class Stack:
     """A volume of uint8, integrated along rays slice by slice.
 
     Built for the axis that the rays run along, and kept.
@@ -476,10 +476,10 @@ class _Stack:
         return np.asarray(self._grid.spacing * length / np.abs(along), np.float32)
 
 
-def _upsampled(stack: _Stack, matrix: Array, patient_T_optical: Transform,
+def _upsampled(stack: Stack, matrix: Array, patient_T_optical: Transform,
                shape: tuple[int, int], step: int) -> Picture:
     coarse = (-(-shape[0] // step), -(-shape[1] // step))
-    rough = stack.integrate(_coarse(step) @ matrix, patient_T_optical, coarse)
+    rough = stack.integrate(coarse_pixels(step) @ matrix, patient_T_optical, coarse)
     whole = cv2.resize(rough, None, fx=step, fy=step, interpolation=cv2.INTER_LINEAR)
     return np.asarray(whole[:shape[0], :shape[1]], np.float32)
 
@@ -559,7 +559,7 @@ def _spectrum(kvp: float) -> tuple[float, ...]:
     return tuple(float(value / sum(raw)) for value in raw)
 
 
-def _coarse(step: int) -> Array:
+def coarse_pixels(step: int) -> Array:
     """Return the (3, 3) map from pixels to pixels ``step`` times as large."""
     shift = 0.5 / step - 0.5
     return np.array([[1.0 / step, 0.0, shift], [0.0, 1.0 / step, shift], [0.0, 0.0, 1.0]])

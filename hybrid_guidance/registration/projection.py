@@ -1,0 +1,562 @@
+"""X-rays laid on a CT: 2D/3D registration by rendering the CT's bone as X-rays see it.
+
+Gradients of the rendered and of the measured image, each divided by their local strength (so that
+scatter, spectrum and exposure cancel), are compared where the CT has bone. Coarse: many turns,
+each with all shifts at once by correlation. Fine: Levenberg and Marquardt on the same gradients,
+the derivative by rendering. The covariance is that of the fit, with pixels of one patch counting
+once (sandwich; White, Econometrica 1982).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from hybrid_guidance.geometry.projection import Projection
+from hybrid_guidance.geometry.rigid import (
+    inverse,
+    rotation_angle,
+    rotation_from_vector,
+    skew,
+    transform,
+    transform_points,
+)
+from hybrid_guidance.geometry.types import Array, Image, Points, Transform
+from hybrid_guidance.registration.result import (
+    Registration,
+    RegistrationError,
+    chance_below,
+)
+from hybrid_guidance.simulation.anatomy import Grid
+from hybrid_guidance.simulation.xray import Stack, coarse_pixels
+
+LIMIT = 0.003
+_SPACINGS = (0.003, 0.0016, 0.001)
+# Hounsfield units at which bone begins, and that one step of a voxel stands for.
+_SOFT, _STEP = 100.0, 5.0
+# How far from the faces of the volume bone fades: a cut bone is no edge of the patient, metres.
+_FADE = 0.012
+# A radian moves what is this far from the pivot, metres: how turns are weighed against shifts.
+_LEVER = 0.05
+# Patches whose pixels err alike, metres at the patient.
+_PATCH = 0.008
+_LOCAL = 5.0
+_FLOOR = 0.5
+
+Picture = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class View:
+    """A calibrated X-ray.
+
+    Attributes:
+        image: (H, W) counts, proportional to photons: air is bright.
+        projection: perspective.
+        fixed_T_sensor: (4, 4) of the X-ray source, as tracked.
+        hidden: (H, W) True where something lies that the CT has not (needle, markers); None
+            where nothing does.
+    """
+
+    image: Image
+    projection: Projection
+    fixed_T_sensor: Transform
+    hidden: NDArray[np.bool_] | None = None
+
+
+@dataclass(frozen=True)
+class Bone:
+    """The bone of a CT, ready to be rendered at several resolutions.
+
+    Attributes:
+        stacks: from coarse to fine.
+        spacings: edges of their voxels, metres.
+        centre: (3,) metres, middle of the bone, in ``moving``.
+    """
+
+    stacks: tuple[Stack, ...]
+    spacings: tuple[float, ...]
+    centre: Points
+
+    @classmethod
+    def from_hounsfield(cls, volume: Image, origin: Points, spacing: Array,
+                        mask: NDArray[np.bool_] | None = None,
+                        spacings: Sequence[float] = _SPACINGS) -> 'Bone':
+        """Take the bone out of a CT.
+
+        Args:
+            volume: (Z, Y, X) Hounsfield units, axes along those of ``moving``.
+            origin: (3,) metres, x, y, z of the first voxel's centre.
+            spacing: (3,) metres, x, y, z.
+            mask: (Z, Y, X) True where bone counts (one vertebra, a block), a little larger
+                than the bone itself; None is everywhere.
+            spacings: from coarse to fine, metres.
+
+        Raises:
+            RegistrationError: no bone.
+        """
+        bone = np.clip((np.asarray(volume, np.float32) - _SOFT) / _STEP, 0.0, 255.0)
+        if mask is not None:
+            bone *= mask
+        bone *= _faded(bone.shape, np.asarray(spacing, float)[::-1])
+        if not np.any(bone > 20.0):
+            raise RegistrationError('the CT has no bone above 200 HU there; check its units and '
+                                    'the region')
+        place = [np.average(np.arange(count), weights=bone.sum(axis=tuple(
+            axis for axis in range(3) if axis != which))) for which, count in enumerate(bone.shape)]
+        stacks = []
+        for edge in spacings:
+            voxels, start = _resampled(bone, np.asarray(origin, float), np.asarray(spacing, float),
+                                       edge)
+            stacks.append(Stack(voxels, Grid(start, edge, voxels.shape)))  # type: ignore[arg-type]
+        return cls(tuple(stacks), tuple(spacings), origin + spacing * np.array(place[::-1]))
+
+
+def _faded(shape: tuple[int, ...], spacing: Array) -> Picture:
+    """Return what is left of bone near the ends of the volume, (Z, 1, 1)."""
+    edge = np.minimum(np.arange(shape[0]), np.arange(shape[0])[::-1]) * spacing[0]
+    return np.asarray(np.clip(edge / _FADE, 0.0, 1.0), np.float32)[:, None, None]
+
+
+def _resampled(volume: Picture, origin: Points, spacing: Array,
+               edge: float) -> tuple[NDArray[np.uint8], Points]:
+    """Return a volume in cubic voxels, (Z, Y, X) uint8, and the centre of its first voxel."""
+    start = origin.copy()
+    for axis in range(3):
+        width = float(spacing[2 - axis])
+        count = max(int(round(volume.shape[axis] * width / edge)), 1)
+        flat = np.moveaxis(volume, axis, 0).reshape(volume.shape[axis], -1)
+        rest = [size for which, size in enumerate(volume.shape) if which != axis]
+        place = (np.arange(count) + 0.5) * edge / width - 0.5
+        volume = np.moveaxis(_averaged(flat, place, edge / width).reshape(count, *rest), 0, axis)
+        start[2 - axis] += place[0] * width
+    return np.ascontiguousarray(np.clip(np.round(volume), 0, 255).astype(np.uint8)), start
+
+
+def _averaged(rows: Picture, place: Array, width: float) -> Picture:
+    """Return rows interpolated at places (in rows), each averaged over a width."""
+    result = np.zeros((len(place), rows.shape[1]), np.float32)
+    steps = max(int(np.ceil(width)), 1)
+    for step in range(steps):
+        at = np.clip(place + ((step + 0.5) / steps - 0.5) * width * (steps > 1), 0.0,
+                     len(rows) - 1.0)
+        low = np.minimum(at.astype(int), max(len(rows) - 2, 0))
+        share = (at - low).astype(np.float32)[:, None]
+        high = np.minimum(low + 1, len(rows) - 1)
+        result += (rows[low] * (1 - share) + rows[high] * share) / np.float32(steps)
+    return result
+
+
+def shadow(size: tuple[int, int], lines: Sequence[Array] = (), width: float = 12.0,
+           discs: Sequence[Array] = ()) -> NDArray[np.bool_]:
+    """Return the pixels that needles and markers hide, (H, W).
+
+    Args:
+        size: (width, height) px.
+        lines: (2, 2) px, ends of each needle.
+        width: px, of the strip about a needle.
+        discs: (u, v, radius) px of each marker.
+    """
+    mask = np.zeros(size[::-1], np.uint8)
+    for line in lines:
+        ends = [tuple(int(value) for value in np.clip(np.rint(end), -30000, 30000))
+                for end in line]
+        cv2.line(mask, ends[0], ends[1], 1, max(int(round(width)), 1))
+    for u, v, radius in discs:
+        cv2.circle(mask, (int(round(u)), int(round(v))), int(np.ceil(radius)), 1, -1)
+    return np.asarray(mask, bool)
+
+
+@dataclass(frozen=True)
+class _Plate:
+    """A view at one resolution.
+
+    Attributes:
+        feature: (2, h, w) normalised gradients.
+        valid: (h, w) 0 where pixels do not count.
+        matrix: (3, 4) projection to these pixels.
+        fixed_T_sensor: (4, 4).
+        pixel: metres at the patient.
+    """
+
+    feature: Picture
+    valid: Picture
+    matrix: Array
+    fixed_T_sensor: Transform
+    pixel: float
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        rows, columns = self.valid.shape
+        return rows, columns
+
+
+def _plate(view: View, edge: float, depth: float) -> _Plate:
+    """Bring a view to pixels as large, at the patient, as a voxel's edge."""
+    focal = float(view.projection.matrix[0, 0])
+    step = max(int(round(0.9 * edge * focal / depth)), 1)
+    rows, columns = (count // step * step for count in view.image.shape)
+    counts = np.asarray(view.image[:rows, :columns], np.float32)
+    hidden = (np.zeros(view.image.shape, bool) if view.hidden is None
+              else view.hidden)[:rows, :columns]
+    # What blades cover is dark beyond what any patient makes.
+    dark = counts < max(1e-3 * float(np.percentile(counts, 99.0)), 1.0)
+    bad = (hidden | dark).astype(np.float32)
+    size = (columns // step, rows // step)
+    small = cv2.resize(counts * (1.0 - bad), size, interpolation=cv2.INTER_AREA)
+    covered = np.asarray(cv2.resize(bad, size, interpolation=cv2.INTER_AREA), np.float32)
+    seen = np.maximum(1.0 - covered, 1e-3)
+    integral = -cv2.log(np.maximum(small / seen, 1.0))
+    outside = cv2.dilate((covered > 0.3).astype(np.uint8), np.ones((5, 5), np.uint8))
+    valid = np.asarray(1 - outside, np.float32)
+    valid[:2] = valid[-2:] = valid[:, :2] = valid[:, -2:] = 0.0
+    feature, _ = _features(np.asarray(integral, np.float32), valid)
+    return _Plate(feature, valid, coarse_pixels(step) @ view.projection.matrix,
+                  view.fixed_T_sensor, step * depth / focal)
+
+
+def _features(integral: Picture, valid: Picture | None = None) -> tuple[Picture, Picture]:
+    """Return gradients over their local strength, (2, h, w), and how strong they are, 0 to 1."""
+    smooth = cv2.GaussianBlur(integral, (0, 0), 0.8)
+    gradient = np.stack([cv2.Sobel(smooth, cv2.CV_32F, 1, 0, ksize=3),
+                         cv2.Sobel(smooth, cv2.CV_32F, 0, 1, ksize=3)])
+    if valid is not None:
+        gradient *= valid
+    power = gradient[0] ** 2 + gradient[1] ** 2
+    local = cv2.GaussianBlur(power, (0, 0), _LOCAL)
+    if valid is not None:
+        local = local / np.maximum(cv2.GaussianBlur(valid, (0, 0), _LOCAL), 0.05)
+    some = local[local > 1e-3 * float(local.max() + 1e-20)]
+    floor = _FLOOR * float(np.mean(some)) if some.size else 1.0
+    strength = local / (local + floor)
+    return np.asarray(gradient / np.sqrt(local + floor), np.float32), np.asarray(strength,
+                                                                               np.float32)
+
+
+def _rendered(stack: Stack, plate: _Plate, pose: Transform) -> Picture:
+    return stack.integrate(plate.matrix, inverse(pose) @ plate.fixed_T_sensor, plate.shape)
+
+
+def _moved(pose: Transform, offset: Array, pivot: Points) -> Transform:
+    """Turn about a point of ``fixed`` and shift."""
+    turn = rotation_from_vector(offset[3:])
+    return np.asarray(transform(turn, pivot - turn @ pivot + offset[:3]) @ pose)
+
+
+def _likeness(plate: _Plate, feature: Picture, weight: Picture) -> float:
+    """Return the correlation of gradients where they count, -1 to 1."""
+    both = float(np.sum(weight * (plate.feature * feature).sum(axis=0)))
+    own = float(np.sum(weight * (plate.feature**2).sum(axis=0)))
+    other = float(np.sum(weight * (feature**2).sum(axis=0)))
+    return both / max(np.sqrt(own * other), 1e-12)
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """Where a search has come to.
+
+    Attributes:
+        pose: (4, 4) ``fixed_T_moving``.
+        likeness: of each view.
+    """
+
+    pose: Transform
+    likeness: tuple[float, ...]
+
+    @property
+    def score(self) -> float:
+        return float(np.mean(self.likeness))
+
+
+def _compared(stack: Stack, plates: Sequence[_Plate], pose: Transform) -> _Fit:
+    found = []
+    for plate in plates:
+        feature, strength = _features(_rendered(stack, plate, pose))
+        found.append(_likeness(plate, feature, strength * plate.valid))
+    return _Fit(pose, tuple(found))
+
+
+@dataclass(frozen=True)
+class _System:
+    """Normal equations of one place.
+
+    Attributes:
+        information: (6, 6).
+        gradient: (6,).
+        scores: (patches, 6) the gradient, patch by patch.
+    """
+
+    information: Array
+    gradient: Array
+    scores: Array
+
+
+def _linearised(stack: Stack, plates: Sequence[_Plate], pose: Transform, pivot: Points,
+                edge: float, central: bool) -> _System:
+    """Return the normal equations about a pose; derivatives by rendering half a voxel aside."""
+    information, gradient, scores = np.zeros((6, 6)), np.zeros(6), []
+    steps = 0.5 * edge / np.array([1.0] * 3 + [_LEVER] * 3)
+    for plate in plates:
+        feature, strength = _features(_rendered(stack, plate, pose))
+        weight = strength * plate.valid
+        used = weight > 0.05
+        here = feature[:, used]
+        there, share = plate.feature[:, used], weight[used]
+        scale = float(np.sum(share * (here * there).sum(axis=0))
+                      / max(float(np.sum(share * (here**2).sum(axis=0))), 1e-12))
+        residual = there - scale * here
+        size = np.sqrt((residual**2).sum(axis=0))
+        spread = max(float(np.median(size)), 1e-6)
+        share = share / (1.0 + (size / (2.0 * spread)) ** 2) ** 2 / spread**2
+        slopes = np.empty((6, 2, here.shape[1]), np.float32)
+        for index, step in enumerate(steps):
+            offset = np.zeros(6)
+            offset[index] = step
+            ahead = _features(_rendered(stack, plate, _moved(pose, offset, pivot)))[0][:, used]
+            behind = (_features(_rendered(stack, plate, _moved(pose, -offset, pivot)))[0][:, used]
+                      if central else here)
+            slopes[index] = scale * (ahead - behind) / (step * (2.0 if central else 1.0))
+        information += np.einsum('iap,jap->ij', slopes * share, slopes, optimize=True)
+        each = np.einsum('iap,ap->pi', slopes, residual * share)
+        gradient += each.sum(axis=0)
+        scores.append(_by_patch(each, used, max(int(round(_PATCH / plate.pixel)), 1)))
+    return _System(information, gradient, np.vstack(scores))
+
+
+def _by_patch(each: Array, used: NDArray[np.bool_], size: int) -> Array:
+    rows, columns = np.nonzero(used)
+    label = rows // size * 100000 + columns // size
+    _, owner = np.unique(label, return_inverse=True)
+    sums = np.zeros((int(owner.max(initial=-1)) + 1, 6))
+    np.add.at(sums, owner.ravel(), each)
+    return sums
+
+
+def _refined(stack: Stack, plates: Sequence[_Plate], fit: _Fit, pivot: Points, edge: float,
+             rounds: int) -> _Fit:
+    """Levenberg and Marquardt from one place; a slope serves until it leads nowhere."""
+    fit = _compared(stack, plates, fit.pose)
+    for _ in range(rounds):
+        system = _linearised(stack, plates, fit.pose, pivot, edge, False)
+        begun, damping = fit, 0.02
+        for _ in range(3):
+            information = system.information + damping * np.diag(np.diag(system.information))
+            step = np.linalg.solve(information + 1e-9 * np.eye(6), system.gradient)
+            trial = _compared(stack, plates, _moved(fit.pose, step, pivot))
+            if trial.score > fit.score:
+                fit = trial
+                break
+            damping = 10.0 * damping
+        moved = _distance(fit.pose, begun.pose, pivot)
+        if moved < 0.03 * edge:
+            break
+    return fit
+
+
+def _distance(first: Transform, second: Transform, pivot: Points) -> float:
+    """Return how far two poses are apart near a point of ``fixed``, metres."""
+    change = first @ inverse(second)
+    shift = transform_points(change, pivot) - pivot
+    return float(np.linalg.norm(shift)) + _LEVER * rotation_angle(change[:3, :3])
+
+
+def _maps(stack: Stack, plates: Sequence[_Plate], pose: Transform) -> list[Picture]:
+    """Return of each view the likeness for all shifts of the rendered image, (2h, 2w).
+
+    Index (v, u) is a shift by v rows and u columns, modulo the size.
+    """
+    result = []
+    for plate in plates:
+        feature, strength = _features(_rendered(stack, plate, pose))
+        shape = (2 * plate.shape[0], 2 * plate.shape[1])
+
+        def spectrum(picture: Picture, shape: tuple[int, int] = shape) -> NDArray[np.complex64]:
+            return np.asarray(np.fft.rfft2(picture, shape))
+
+        def shifted(fixed: Picture, moving: Picture,
+                    shape: tuple[int, int] = shape) -> Picture:
+            return np.asarray(np.fft.irfft2(spectrum(fixed) * np.conj(spectrum(moving)), shape))
+
+        both = sum(shifted(plate.feature[axis] * plate.valid, feature[axis] * strength)
+                   for axis in (0, 1))
+        own = shifted((plate.feature**2).sum(axis=0) * plate.valid, strength)
+        other = shifted(plate.valid, strength * (feature**2).sum(axis=0))
+        # Where little is left in the picture, nothing is known.
+        least = 0.35 * float(other.max())
+        result.append(np.asarray(np.where(other > least, both / np.sqrt(
+            np.maximum(own, 1e-6 * own.max()) * np.maximum(other, least)), 0.0), np.float32))
+    return result
+
+
+def _shifts(plates: Sequence[_Plate], maps: Sequence[Picture], pivot: Points,
+            offsets: Points) -> Array:
+    """Return the mean likeness after (N, 3) shifts of the patient, (N,)."""
+    total = np.zeros(len(offsets))
+    for plate, likeness in zip(plates, maps, strict=True):
+        sensor_T_fixed = inverse(plate.fixed_T_sensor)
+        points = transform_points(sensor_T_fixed, np.vstack([pivot, pivot + offsets]))
+        pixels = points @ plate.matrix[:, :3].T
+        pixels = pixels[:, :2] / pixels[:, 2:]
+        shift = np.rint(pixels[1:] - pixels[0]).astype(int)
+        inside = np.all(np.abs(shift) < np.array(plate.shape[::-1]), axis=1)
+        rows, columns = likeness.shape
+        total += np.where(inside, likeness[shift[:, 1] % rows, shift[:, 0] % columns], 0.0)
+    return total / len(plates)
+
+
+@dataclass(frozen=True)
+class Search:
+    """Where to look, and how hard.
+
+    Attributes:
+        reach: metres around the start.
+        turn: radians around the start.
+        starts: how many turns to try.
+        kept: how many places to refine.
+        seed: of the turns.
+    """
+
+    reach: float = 0.022
+    turn: float = float(np.radians(11.0))
+    starts: int = 48
+    kept: int = 8
+    seed: int = 0
+
+
+def _found(bone: Bone, plates: Sequence[_Plate], start: Transform, pivot: Points,
+           search: Search) -> list[_Fit]:
+    """Return the most promising places about a start, best first."""
+    random = np.random.default_rng([search.seed, 0x2d3d])
+    stack, edge = bone.stacks[0], bone.spacings[0]
+    line = np.arange(-search.reach, search.reach + 1e-9, edge)
+    offsets = np.stack(np.meshgrid(line, line, line, indexing='ij'), axis=-1).reshape(-1, 3)
+    offsets = offsets[np.linalg.norm(offsets, axis=1) <= search.reach + edge]
+    # One view does not see shifts along its rays: they are tried as turns are.
+    depth = plates[0].fixed_T_sensor[:3, 2] * (search.reach if len(plates) == 1 else 0.0)
+    places: list[tuple[float, Transform]] = []
+    for number in range(search.starts):
+        turn = random.normal(size=3)
+        turn *= search.turn * random.uniform() ** (1 / 3) / np.linalg.norm(turn)
+        shift = depth * random.uniform(-1.0, 1.0)
+        if number == 0:
+            turn, shift = np.zeros(3), np.zeros(3)
+        pose = _moved(start, np.concatenate([shift, turn]), pivot)
+        score = _shifts(plates, _maps(stack, plates, pose), pivot, offsets)
+        for _ in range(2):
+            best = int(np.argmax(score))
+            places.append((float(score[best]),
+                           _moved(pose, np.concatenate([offsets[best], np.zeros(3)]), pivot)))
+            score[np.linalg.norm(offsets - offsets[best], axis=1) < 0.010] = -1.0
+    places.sort(key=lambda place: -place[0])
+    chosen: list[Transform] = []
+    for _, pose in places:
+        if all(_distance(pose, other, pivot) > 0.006 for other in chosen):
+            chosen.append(pose)
+        if len(chosen) == search.kept:
+            break
+    fits = [_refined(stack, plates, _Fit(pose, (-1.0,)), pivot, edge, 4) for pose in chosen]
+    return sorted(fits, key=lambda fit: -fit.score)
+
+
+@dataclass(frozen=True)
+class ProjectionRegistration(Registration):
+    """A registration by X-rays; its cost is one less the likeness of gradients.
+
+    Attributes:
+        likeness: of each view, -1 to 1.
+        rival: likeness of the next place that is another one; -1 where there is none.
+        moved: metres and radians from the start.
+    """
+
+    likeness: tuple[float, ...] = ()
+    rival: float = -1.0
+    moved: tuple[float, float] = field(default=(0.0, 0.0))
+
+
+@dataclass(frozen=True)
+class Acceptance:
+    """What a registration by X-rays must show.
+
+    Attributes:
+        limit: metres at the target.
+        likeness: least, of each view.
+        lead: of the likeness over that of the next place.
+        confidence: least probability to be within the limit.
+    """
+
+    limit: float = LIMIT
+    likeness: float = 0.35
+    lead: float = 0.03
+    confidence: float = 0.95
+
+
+def register_views(views: Sequence[View], bone: Bone, start: Transform, target: Points, *,
+                   common: float = 0.0002, search: Search | None = None,
+                   acceptance: Acceptance | None = None) -> ProjectionRegistration:
+    """Lay one or more X-rays on a CT.
+
+    Args:
+        views: calibrated; one leaves its depth open, and the covariance says so.
+        bone: of the CT, in ``moving``.
+        start: (4, 4) ``fixed_T_moving``, within the search's reach.
+        target: (3,) metres, in ``moving``.
+        common: metres, deviation per axis of what all pixels share: where the C-arm is.
+        search: where to look.
+        acceptance: what the result must show.
+
+    Raises:
+        RegistrationError: no view, or one without calibration.
+    """
+    if not views or not all(view.projection.is_calibrated and view.projection.is_perspective
+                            for view in views):
+        raise RegistrationError('one or more calibrated X-rays are needed; calibrate the C-arm')
+    search, acceptance = search or Search(), acceptance or Acceptance()
+    pivot = transform_points(start, target)
+    levels = [[_plate(view, edge, _depth(view, pivot)) for view in views]
+              for edge in bone.spacings]
+    fits = _found(bone, levels[0], start, pivot, search)
+    middle = sorted((_refined(bone.stacks[1], levels[1], fit, pivot, bone.spacings[1], 4)
+                     for fit in fits[:3]), key=lambda fit: -fit.score)
+    best = _refined(bone.stacks[-1], levels[-1], middle[0], pivot, bone.spacings[-1], 4)
+    rival = max((fit.score for fit in fits if _distance(fit.pose, best.pose, pivot) > 0.006),
+                default=-1.0)
+    system = _linearised(bone.stacks[-1], levels[-1], best.pose, pivot, bone.spacings[-1], True)
+    covariance = _covariance(system, best.pose, pivot, common)
+    return _judged(best, covariance, rival, start, pivot, target, acceptance)
+
+
+def _depth(view: View, pivot: Points) -> float:
+    depth = float(transform_points(inverse(view.fixed_T_sensor), pivot)[2])
+    if depth <= 0.05:
+        raise RegistrationError('the target is not in front of the X-ray source; check the pose '
+                                'of the C-arm and the start')
+    return depth
+
+
+def _covariance(system: _System, pose: Transform, pivot: Points, common: float) -> Array:
+    """Return the (6, 6) covariance of ``fixed_T_moving``, of the sandwich and what is common."""
+    scale = np.array([1.0] * 3 + [_LEVER] * 3)
+    scaled = system.information / np.outer(scale, scale)
+    information = scaled + 1e-12 * np.trace(scaled) * np.eye(6)
+    bread = np.linalg.inv(information)
+    scores = system.scores / scale
+    count = len(scores)
+    meat = scores.T @ scores * count / max(count - 6, 1)
+    own = bread @ meat @ bread.T / np.outer(scale, scale)
+    own[:3, :3] += common**2 * np.eye(3)
+    lever = np.eye(6)
+    lever[:3, 3:] = -skew(pose[:3, 3] - pivot)
+    return np.asarray(lever @ (0.5 * (own + own.T)) @ lever.T)
+
+
+def _judged(best: _Fit, covariance: Array, rival: float, start: Transform, pivot: Points,
+            target: Points, acceptance: Acceptance) -> ProjectionRegistration:
+    plain = Registration(best.pose, covariance, np.asarray(target, float), 1.0 - best.score, 1.0)
+    probability = chance_below(plain.target_covariance, acceptance.limit)
+    change = best.pose @ inverse(start)
+    moved = (float(np.linalg.norm(transform_points(change, pivot) - pivot)),
+             rotation_angle(change[:3, :3]))
+    return ProjectionRegistration(best.pose, covariance, plain.target, plain.cost, probability, (),
+                                  best.likeness, rival, moved)

@@ -1,1 +1,1 @@
-"""Where the patient is: point sets and the surface of bone."""
+"""Where the patient is: point sets, the surface of bone, X-rays on a CT."""

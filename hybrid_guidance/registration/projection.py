@@ -9,6 +9,7 @@ once (sandwich; White, Econometrica 1982).
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 
 import cv2
 import numpy as np
@@ -158,23 +159,24 @@ def aligned(volume: Volume, edge: float = 0.001) -> tuple[Image, Points, Array]:
             if backwards[axis]:
                 first[which] = volume.values.shape[2 - which] - 1
         return values, transform_points(volume.patient_T_voxel, first), volume.spacing[order]
-    size = np.array(volume.values.shape[::-1]) - 1.0
-    choice: Points = np.array(list(np.ndindex(2, 2, 2)), np.float64)
-    corners = transform_points(volume.patient_T_voxel, np.asarray(choice * size, float))
+    ends = [(0.0, count - 1.0) for count in volume.values.shape[::-1]]
+    corners = transform_points(volume.patient_T_voxel, np.array(list(product(*ends)), np.float64))
     lower, upper = corners.min(axis=0), corners.max(axis=0)
     shape = np.ceil((upper - lower) / edge).astype(int) + 1
     voxel_T_patient = np.linalg.inv(volume.patient_T_voxel)
     matrix = edge * voxel_T_patient[:3, :3]
-    start = transform_points(voxel_T_patient, lower)
+    start = transform_points(np.asarray(voxel_T_patient, float), lower)
     values = affine_transform(volume.values.astype(np.float32), matrix[::-1, ::-1], start[::-1],
                               tuple(shape[::-1]), order=1, cval=float(volume.values.min()))
     return values, lower, np.full(3, edge)
 
 
 def _faded(shape: tuple[int, ...], spacing: Array) -> Picture:
-    """Return what is left of bone near the ends of the volume, (Z, 1, 1)."""
-    edge = np.minimum(np.arange(shape[0]), np.arange(shape[0])[::-1]) * spacing[0]
-    return np.asarray(np.clip(edge / _FADE, 0.0, 1.0), np.float32)[:, None, None]
+    """Return what is left of bone near the faces of the volume, (Z, Y, X)."""
+    ramps = (step / _FADE * np.minimum(np.arange(count), np.arange(count)[::-1])
+             for count, step in zip(shape, spacing, strict=True))
+    z, y, x = (np.clip(ramp, 0.0, 1.0) for ramp in ramps)
+    return np.asarray(z[:, None, None] * y[:, None] * x, np.float32)
 
 
 def _resampled(volume: Picture, origin: Points, spacing: Array,
@@ -559,7 +561,7 @@ def _found(bone: Bone, plates: Sequence[_Plate], start: Transform, pivot: Points
             chosen.append(pose)
         if len(chosen) == search.kept:
             break
-    fits = [_refined(stack, plates, _Fit(pose, (-1.0,)), pivot, edge, 4) for pose in chosen]
+    fits = [_refined(stack, plates, _Fit(pose, (-1.0,)), pivot, edge, 3) for pose in chosen]
     return _apart(fits, pivot, plates)
 
 
@@ -581,12 +583,15 @@ class ProjectionRegistration(Registration):
         rival: likeness of the next place that is another one, as a share of this one's.
         moved: metres and radians from the start.
         disagreement: how much the views pull apart, as a multiple of what is expected.
+        misfit: metres at the patient, how far patches of the rendered image lie beside those of
+            the X-ray, in the median.
     """
 
     likeness: tuple[float, ...] = ()
     rival: float = 0.0
     moved: tuple[float, float] = (0.0, 0.0)
     disagreement: float = 0.0
+    misfit: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -599,14 +604,17 @@ class Acceptance:
         mean: least likeness of all views together.
         rival: greatest share of the likeness that another place may have.
         disagreement: of the views at most.
+        misfit: metres of patches at most, in alike images and what is added in quite unlike ones
+            (noise moves patches as well; other bone moves them more).
         confidence: least probability to be within the limit.
     """
 
     limit: float = LIMIT
-    likeness: float = 0.45
-    mean: float = 0.57
+    likeness: float = 0.4
+    mean: float = 0.5
     rival: float = 0.95
-    disagreement: float = 10.0
+    disagreement: float = 12.0
+    misfit: tuple[float, float] = (5e-5, 2.2e-3)
     confidence: float = 0.95
 
 
@@ -634,7 +642,7 @@ def register_views(views: Sequence[View], bone: Bone, start: Transform, target: 
     levels = [[_plate(view, edge, _depth(view, pivot)) for view in views]
               for edge in bone.spacings]
     fits = _found(bone, levels[0], start, pivot, search)
-    middle = _apart([_refined(bone.stacks[1], levels[1], fit, pivot, bone.spacings[1], 4)
+    middle = _apart([_refined(bone.stacks[1], levels[1], fit, pivot, bone.spacings[1], 3)
                      for fit in fits[:3]], pivot, levels[1])
     best = _refined(bone.stacks[-1], levels[-1], middle[0], pivot, bone.spacings[-1], 1)
     best, system = _settled(bone.stacks[-1], levels[-1], best, pivot, bone.spacings[-1])
@@ -642,12 +650,55 @@ def register_views(views: Sequence[View], bone: Bone, start: Transform, target: 
     rival = max(rival, _elsewhere(bone.stacks[0], levels[0], best.pose, pivot))
     variances = system.variances([view.doubt(pivot) for view in views])
     covariance = _covariance(system, variances, best.pose, pivot)
+    misfit = _misfit(bone.stacks[-1], levels[-1], best.pose)
     change = best.pose @ inverse(start)
     moved = (float(np.linalg.norm(transform_points(change, pivot) - pivot)),
              rotation_angle(change[:3, :3]))
     return _judged(ProjectionRegistration(
         best.pose, covariance, np.asarray(target, float), 1.0 - best.score, 1.0, (),
-        best.likeness, rival, moved, _disagreement(system, variances)), search, acceptance)
+        best.likeness, rival, moved, _disagreement(system, variances), misfit), search, acceptance)
+
+
+def _misfit(stack: Stack, plates: Sequence[_Plate], pose: Transform) -> float:
+    """Return how far, in the median, patches of the rendered image must move to fit, metres.
+
+    Right bone in the right place needs none; other bone fits here and there, but not everywhere.
+    """
+    reach, found = 5, []
+    for plate in plates:
+        feature, strength = _features(_rendered(stack, plate, pose))
+        weight = strength * plate.valid
+        size = max(round(2.0 * _PATCH / plate.pixel), 5)
+
+        def summed(picture: Picture, size: int = size) -> Picture:
+            return np.asarray(cv2.boxFilter(picture, -1, (size, size), normalize=False), np.float32)
+
+        other = summed(weight * (feature**2).sum(axis=0))
+        table = np.zeros((2 * reach + 1, 2 * reach + 1, *plate.shape), np.float32)
+        for row, column in np.ndindex(2 * reach + 1, 2 * reach + 1):
+            moved = np.roll(plate.feature, (reach - row, reach - column), axis=(1, 2))
+            both, own = (summed(weight * (moved * each).sum(axis=0)) for each in (feature, moved))
+            table[row, column] = both / np.sqrt(np.maximum(own * other, 1e-12))
+        share = summed(weight) / size**2
+        rows, columns = np.mgrid[size // 2:plate.shape[0]:size, size // 2:plate.shape[1]:size]
+        kept = share[rows, columns] > 0.4
+        for row, column in zip(rows[kept], columns[kept], strict=True):
+            found.append(plate.pixel * _peak(table[:, :, row, column]))
+    return float(np.median(found)) if found else np.inf
+
+
+def _peak(table: Picture) -> float:
+    """Return how far the greatest of a table is from its middle, to a fraction of a cell."""
+    place = np.unravel_index(int(np.argmax(table)), table.shape)
+    shift = []
+    for axis, index in enumerate(place):
+        line = table[:, place[1]] if axis == 0 else table[place[0]]
+        offset = 0.0
+        if 0 < index < len(line) - 1:
+            bend = float(line[index - 1] - 2.0 * line[index] + line[index + 1])
+            offset = 0.5 * float(line[index - 1] - line[index + 1]) / bend if bend < 0.0 else 0.0
+        shift.append(index + offset - len(line) // 2)
+    return float(np.hypot(shift[0], shift[1]))
 
 
 def _depth(view: View, pivot: Points) -> float:
@@ -695,6 +746,9 @@ def _judged(found: ProjectionRegistration, search: Search,
     if found.disagreement > acceptance.disagreement:
         reasons.append('the X-rays do not agree on one place; check the poses of the C-arm, and '
                        'whether the patient moved between them')
+    if found.misfit > acceptance.misfit[0] + acceptance.misfit[1] * found.cost:
+        reasons.append(f'parts of the bone lie {1e3 * found.misfit:.1f} mm beside those of the '
+                       'X-rays; check whose CT this is, and whether the spine was bent otherwise')
     if found.rival > acceptance.rival:
         reasons.append(f'another place fits {found.rival:.0%} as well; start nearer, or show more '
                        'bone')

@@ -109,8 +109,11 @@ def points(count: int, first: int) -> bool:
     return flagged('points', results + control) and fine
 
 
-def sweep(procedure, patient, seed: int):
-    """Return the cloud of one freehand sweep along both sides of the spine."""
+def sweep(procedure, patient, seed: int, wrong: np.ndarray | None = None):
+    """Return the cloud of one freehand sweep along both sides of the spine.
+
+    ``wrong``: (3,) metres, by which the calibration of the probe is wrong beyond its deviation.
+    """
     from hybrid_guidance.detection.bone_surface import BoneSurfaceDetector
     from hybrid_guidance.geometry.rigid import perturbed, rotation_from_vector, transform
     from hybrid_guidance.imaging.frame import Frame
@@ -121,6 +124,8 @@ def sweep(procedure, patient, seed: int):
     base, glimpses = procedure.patient_T_ultrasound(), []
     noise = np.array([2e-4] * 3 + [np.radians(0.1)] * 3)
     calibration = np.array([3e-4] * 3 + [np.radians(0.2)] * 3) * random.normal(size=6)
+    if wrong is not None:
+        calibration[:3] += wrong
     for side in (-0.022, 0.0, 0.022):
         for number, along in enumerate(np.arange(-0.035, 0.0351, 0.0035)):
             tilt = np.radians([8.0 * np.sin(0.7 * number), 0.0, -600.0 * side])

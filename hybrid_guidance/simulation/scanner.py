@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import uniform_filter1d
 
 from hybrid_guidance.geometry.types import Array, Points
 from hybrid_guidance.simulation.anatomy import Patient
@@ -50,16 +49,19 @@ def scanned(patient: Patient, seed: int = 0, spacing: tuple[float, float, float]
     size = np.array(grid.shape[::-1]) * grid.spacing - first - [0.0, 0.0, crop]
     for axis in range(3):
         edge, count = edges[2 - axis], int(size[2 - axis] / edges[2 - axis])
-        blurred = uniform_filter1d(volume, max(round(edge / grid.spacing), 1), axis=axis,
-                                   mode='nearest')
-        volume = _along(blurred, axis, (first[2 - axis] + np.arange(count) * edge) / grid.spacing)
+        places = first[2 - axis] + np.arange(count) * edge
+        # A voxel is the mean over its edge, here of three places in it.
+        thirds = [_along(volume, axis, (places + part * edge) / grid.spacing)
+                  for part in (-1 / 3, 0.0, 1 / 3)]
+        volume = np.asarray(sum(thirds), np.float32) / np.float32(3.0)
     volume = volume + noise * random.standard_normal(volume.shape, dtype=np.float32)
     return Tomogram(np.round(volume).astype(np.int16), grid.origin + first, edges)
 
 
 def _along(volume: NDArray[np.float32], axis: int, places: Array) -> NDArray[np.float32]:
     """Return a volume interpolated at places (in voxels) along one axis."""
-    low = np.clip(places.astype(int), 0, volume.shape[axis] - 2)
+    places = np.clip(places, 0.0, volume.shape[axis] - 1.0)
+    low = np.minimum(places.astype(int), volume.shape[axis] - 2)
     shape = [1, 1, 1]
     shape[axis] = -1
     share = (places - low).astype(np.float32).reshape(shape)

@@ -38,6 +38,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_samples(commands.add_parser('sample-data', help='fetch real CTs with label maps'))
     _add_inspect(commands.add_parser('inspect', help=(
         'say what geometry a DICOM file carries, what is missing, and what to enter by hand')))
+    _add_register(commands.add_parser('register', help=(
+        'find where the patient of a CT lies, by X-rays or points, and say how sure that is')))
     parameters = commands.add_parser('parameters', help='print the parameters of every node')
     parameters.add_argument('node', nargs='?', help='only this node')
     return parser
@@ -129,6 +131,11 @@ def _add_samples(parser: argparse.ArgumentParser) -> None:
 
 def _add_inspect(parser: argparse.ArgumentParser) -> None:
     from hybrid_guidance.inspection import add_parser
+    add_parser(parser)
+
+
+def _add_register(parser: argparse.ArgumentParser) -> None:
+    from hybrid_guidance.register import add_parser
     add_parser(parser)
 
 
@@ -320,6 +327,11 @@ def _inspect(arguments: argparse.Namespace) -> int:
     return inspect(arguments)
 
 
+def _register(arguments: argparse.Namespace) -> int:
+    from hybrid_guidance.register import register
+    return register(arguments)
+
+
 def _parameters(arguments: argparse.Namespace) -> int:
     from hybrid_guidance.ros.documentation import parameter_tables
     print(parameter_tables(arguments.node))
@@ -338,7 +350,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = {'up': _up, 'demo': _demo, 'doctor': _doctor, 'render': _render,
                 'import-plus': _import_plus, 'calibrate': _calibrate,
                 'plan': _plan, 'patient': _patient, 'sample-data': _sample_data,
-                'inspect': _inspect, 'parameters': _parameters}
+                'inspect': _inspect, 'register': _register, 'parameters': _parameters}
     try:
         return commands[arguments.command](arguments)
     except _StopError:
@@ -353,9 +365,10 @@ def _expected_errors() -> tuple[type[Exception], ...]:
     from hybrid_guidance.imaging.frame import SourceError
     from hybrid_guidance.plan import ERRORS
     from hybrid_guidance.procedure import ProcedureError
+    from hybrid_guidance.registration.result import RegistrationError
     from hybrid_guidance.simulation.anatomy import AnatomyError
-    return (graph.GraphError, AnatomyError, CalibrationError, ProcedureError, SourceError, *ERRORS,
-            OSError)
+    return (graph.GraphError, AnatomyError, CalibrationError, ProcedureError, RegistrationError,
+            SourceError, *ERRORS, OSError)
 
 
 if __name__ == '__main__':

@@ -656,7 +656,8 @@ def register_views(views: Sequence[View], bone: Bone, start: Transform, target: 
              rotation_angle(change[:3, :3]))
     return _judged(ProjectionRegistration(
         best.pose, covariance, np.asarray(target, float), 1.0 - best.score, 1.0, (),
-        best.likeness, rival, moved, _disagreement(system, variances), misfit), search, _loosened(acceptance, views, pivot))
+        best.likeness, rival, moved, _disagreement(system, variances), misfit), search,
+        _loosened(acceptance, views, pivot))
 
 
 def _misfit(stack: Stack, plates: Sequence[_Plate], pose: Transform) -> float:

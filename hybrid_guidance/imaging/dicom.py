@@ -38,6 +38,9 @@ DEFAULT_FRAME_TIME = 1.0 / 15.0
 
 MODALITIES: dict[Modality, tuple[str, ...]] = {
     'fluoroscopy': ('XA', 'RF', 'DX', 'CR', 'PX', 'MG', 'IO'), 'ultrasound': ('US',)}
+ECHO_MM = (0.005, 2.0)
+"""Millimetres that a pixel of an ultrasound image can be wide."""
+
 _MAXIMUM_FILE = 4 << 30
 _MAXIMUM_FRAME_BYTES = 256 << 20
 _MAXIMUM_FRAMES = 100_000
@@ -613,6 +616,10 @@ def _plane(region: Any, mask: Mask | None,
     if spacing_cm[0] is None or spacing_cm[1] is None:
         return Projection.uncalibrated(size), (
             'uncalibrated: PhysicalDeltaX (0018,602C) or PhysicalDeltaY (0018,602E) missing',)
+    if not all(ECHO_MM[0] <= 10 * delta <= ECHO_MM[1] for delta in (spacing_cm[0], spacing_cm[1])):
+        return Projection.uncalibrated(size), (
+            f'uncalibrated: {10 * spacing_cm[0]:.4g} x {10 * spacing_cm[1]:.4g} mm per pixel is '
+            'not that of an ultrasound image',)
     spacing = (spacing_cm[0] * 1e-2, spacing_cm[1] * 1e-2)
     origin, why = _face(region, mask, size, spacing_cm[0], spacing_cm[1])
     return Projection.orthographic(spacing, origin, size), (why,)

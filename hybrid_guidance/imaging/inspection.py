@@ -15,6 +15,7 @@ import numpy as np
 from hybrid_guidance.geometry.projection import Projection
 from hybrid_guidance.geometry.types import Image
 from hybrid_guidance.imaging.dicom import (
+    ECHO_MM,
     EXPORT,
     MODALITIES,
     DicomRecording,
@@ -34,7 +35,6 @@ Kind = Literal['missing', 'contradiction', 'assumed', 'note']
 
 _SOURCE_MM = (500.0, 2000.0)
 _PITCH_MM = (0.05, 1.0)
-_ECHO_MM = (0.005, 2.0)
 _SIDES = {'LAO': ('PositionerPrimaryAngle', 1.0), 'RAO': ('PositionerPrimaryAngle', -1.0),
           'CRA': ('PositionerSecondaryAngle', 1.0), 'CAU': ('PositionerSecondaryAngle', -1.0)}
 _TEXTS = ('SeriesDescription', 'ProtocolName', 'StudyDescription', 'ImageComments',
@@ -353,7 +353,7 @@ def _ultrasound(dataset: Any) -> Iterable[Finding]:
             yield Finding('note', f'region {count}: pixels are not square, {across * 10:.4g} x '
                           f'{down * 10:.4g} mm')
         if across and down and region.get('RegionSpatialFormat') == 1 and not all(
-                _ECHO_MM[0] <= 10 * delta <= _ECHO_MM[1] for delta in (across, down)):
+                ECHO_MM[0] <= 10 * delta <= ECHO_MM[1] for delta in (across, down)):
             yield Finding('contradiction', f'region {count} has {across * 10:.4g} x '
                           f'{down * 10:.4g} mm per pixel, which is not that of an ultrasound image',
                           'measure the depth scale on the screen')

@@ -22,8 +22,9 @@ class MessageExecutor(SingleThreadedExecutor):
     rclpy's lists everything it waits for anew after each event, makes a task of each callback,
     and wakes itself twice for it: twice the work of a small callback, in the way of the next
     message. Here the list is kept until an entity comes or goes, and messages go straight to
-    their callbacks. Timers, services and the rest are left to rclpy, and so is everything where
-    a node has waitables (actions) or an rclpy is built differently.
+    their callbacks. So do triggers of guard conditions: a wait takes the trigger away, so rclpy,
+    which waits again, would not find it. Timers, services and the rest are left to rclpy, and so
+    is everything where a node has waitables (actions) or an rclpy is built differently.
 
     Callbacks must be plain functions of one message, as ``GuidanceNode`` makes them.
     """
@@ -34,6 +35,7 @@ class MessageExecutor(SingleThreadedExecutor):
         self._node = node
         self._listed: dict[str, list[Any]] = {}
         self._subscriptions: dict[int, Any] = {}
+        self._guards: dict[int, Any] = {}
         self._wait_set: Any = None
         self._in_use = ExitStack()
 
@@ -82,6 +84,7 @@ class MessageExecutor(SingleThreadedExecutor):
                             for kind, entities in self._listed.items() for entity in entities]
             self._subscriptions = {subscription.handle.pointer: subscription
                                    for subscription in self._listed['subscription']}
+            self._guards = {guard.handle.pointer: guard for guard in self._node.guards}
         except (AttributeError, TypeError, rclpy_implementation.InvalidHandle) as error:
             self._node.get_logger().warning(
                 f"rclpy's own executor is used, which is slower: {error}", once=True)
@@ -99,13 +102,16 @@ class MessageExecutor(SingleThreadedExecutor):
             raise ExternalShutdownException
         for pointer in wait_set.get_ready_entities('subscription'):
             self._take(self._subscriptions[pointer])
+        for pointer in wait_set.get_ready_entities('guard_condition'):
+            if pointer in self._guards:
+                self._guards[pointer].callback()
         if self._has_rest(wait_set):
             self._spin_rest()
 
     def _has_rest(self, wait_set: Any) -> bool:
         """Tell whether rclpy has anything to do. It wakes itself also when it has just done it."""
         ready = {pointer for kind in _REST for pointer in wait_set.get_ready_entities(kind)}
-        return bool(ready - {self._guard.handle.pointer}) or (
+        return bool(ready - {self._guard.handle.pointer} - self._guards.keys()) or (
             bool(ready) and any(not task.done() for task, _, _ in self._tasks))
 
     @staticmethod

@@ -82,6 +82,12 @@ class GuidanceNode(Node, Generic[P]):
         return super().create_timer(
             timer_period_sec, self._guarded(_timer_name(callback), callback, takes=0), **options)
 
+    def create_guard_condition(self, callback: Callable[[], None], **options: Any) -> Any:
+        """Like rclpy's, with a callback that cannot end the node."""
+        return super().create_guard_condition(
+            self._guarded(f'trigger {getattr(callback, "__name__", "")}'.strip(), callback,
+                          takes=0), **options)
+
     def create_service(self, srv_type: Any, srv_name: str,
                        callback: Callable[[Any, Any], Any], **options: Any) -> Any:
         """Like rclpy's; a callback that raises answers ``success=False`` with the reason."""

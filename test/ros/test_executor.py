@@ -1,6 +1,7 @@
 """What a node's executor must do besides being quick: everything that rclpy's does."""
 
 import contextlib
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -126,3 +127,37 @@ def test_rclpy_takes_over_where_its_wait_set_is_unknown(
             raise AttributeError(name)
     monkeypatch.setattr('hybrid_guidance.ros.executor.rclpy_implementation', Other())
     talker.run(lambda: len(talker.heard) >= 5)
+
+
+def test_every_trigger_of_a_guard_condition_is_answered_while_messages_come(
+        talker: Talker) -> None:
+    """Live pictures come so, from a thread: the next is triggered when the last was answered."""
+    answered: list[int] = []
+    woken = threading.Event()
+
+    def answer() -> None:
+        answered.append(len(answered))
+        woken.set()
+    guard = talker.node.create_guard_condition(answer)
+
+    def trigger() -> None:
+        for _ in range(50):
+            woken.clear()
+            guard.trigger()
+            # Long: a trigger that was lost is not helped out by the next timer.
+            if not woken.wait(3.0):
+                return
+    thread = threading.Thread(target=trigger)
+    thread.start()
+    talker.run(lambda: not thread.is_alive())
+    assert len(answered) == 50
+
+
+def test_a_guard_condition_whose_callback_raises_is_reported_and_does_not_end_the_node(
+        talker: Talker) -> None:
+    def fail() -> None:
+        raise ValueError('on purpose')
+    guard = talker.node.create_guard_condition(fail)
+    guard.trigger()
+    talker.run(lambda: len(talker.heard) >= 10)
+    assert 'on purpose' in talker.node.health.faults['trigger fail']

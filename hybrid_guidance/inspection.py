@@ -19,7 +19,7 @@ _WORDS = {'contradiction': 'CONTRADICTS', 'missing': 'MISSING', 'assumed': 'ASSU
 _COLOURS = {'contradiction': (40, 40, 200), 'missing': (0, 120, 220), 'assumed': (150, 110, 0),
             'note': (90, 90, 90)}
 _INK, _MARK, _PATIENT = (40, 40, 40), (0, 190, 255), (190, 190, 190)
-_SIDE = 560
+_SIDE, _MARGIN = 560, 44
 
 
 def add_parser(parser: argparse.ArgumentParser) -> None:
@@ -111,22 +111,22 @@ def _marked(found: Inspection) -> Image:
     pixels = found.pixels
     if pixels.dtype == np.uint16:
         pixels = cv2.normalize(pixels, None, 0, 255, cv2.NORM_MINMAX).astype(np.uint8)
-    scale = (_SIDE - 60) / max(pixels.shape)
+    scale = (_SIDE - 2 * _MARGIN) / max(pixels.shape)
     small = cv2.resize(pixels, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-    height = _SIDE if found.gantry is not None else small.shape[0] + 60
+    height = _SIDE if found.gantry is not None else small.shape[0] + 2 * _MARGIN
     canvas = np.full((height, _SIDE, 3), 255, np.uint8)
-    canvas[30:30 + small.shape[0], 30:30 + small.shape[1]] = small[..., None]
+    canvas[_MARGIN:_MARGIN + small.shape[0], _MARGIN:_MARGIN + small.shape[1]] = small[..., None]
     if not found.projection.is_calibrated:
-        _text(canvas, 'uncalibrated: no scale', (30, 20), _COLOURS['missing'])
+        _text(canvas, 'uncalibrated: no scale', (_MARGIN, 22), _COLOURS['missing'])
         return canvas
     matrix = found.projection.matrix
     zero = matrix[:2, 2] + matrix[:2, 3]
-    place = 30 + (zero + 0.5) * scale
+    place = _MARGIN + (zero + 0.5) * scale
     cv2.drawMarker(canvas, _pixel(place), _MARK, cv2.MARKER_CROSS, 24, 2, cv2.LINE_AA)
     if found.projection.is_perspective:
-        _text(canvas, f'principal point ({zero[0]:.1f}, {zero[1]:.1f})', (30, 20))
+        _text(canvas, f'principal point ({zero[0]:.1f}, {zero[1]:.1f})', (_MARGIN, 22))
     else:
-        _text(canvas, f'origin ({zero[0]:.1f}, {zero[1]:.1f}), ticks of 10 mm', (30, 20))
+        _text(canvas, f'origin ({zero[0]:.1f}, {zero[1]:.1f}), ticks of 10 mm', (_MARGIN, 22))
         _depth_scale(canvas, found, place, scale, small.shape[0])
     return canvas
 
@@ -137,7 +137,7 @@ def _depth_scale(canvas: Image, found: Inspection, place: Array, scale: float,
     if not 2.0 <= step <= height:
         # A spacing of nonsense would be drawn for ever.
         return
-    for tick in range(int((30 + height - place[1]) / step) + 1):
+    for tick in range(int((_MARGIN + height - place[1]) / step) + 1):
         at = place + np.array([0.0, tick * step])
         long = 10 if tick % 5 == 0 else 5
         cv2.line(canvas, _pixel(at - (long, 0)), _pixel(at + (long, 0)), _MARK, 2, cv2.LINE_AA)

@@ -1,6 +1,8 @@
 """What an OpenIGTLink server sends beside images: poses to /tf, statuses to /diagnostics."""
 
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from hybrid_guidance.geometry.rigid import inverse
@@ -19,6 +21,30 @@ _TRACKER = 'Tracker'
 _MOST = 64
 
 
+@dataclass(frozen=True)
+class LinkNames:
+    """What the names of a server mean here.
+
+    Attributes:
+        halves: half of a name such as ``ProbeToTracker`` to its frame.
+        whole: a name without halves to its (parent, child).
+    """
+
+    halves: Mapping[str, str]
+    whole: Mapping[str, Pair]
+
+    @classmethod
+    def parse(cls, frames: str) -> 'LinkNames':
+        """Read ``Recorded=frame`` and ``Name=parent:child`` words.
+
+        Raises:
+            ParameterError: not of that form.
+        """
+        words = frames.split()
+        return cls(given_names(' '.join(word for word in words if ':' not in word)),
+                   dict(_whole_name(word) for word in words if ':' in word))
+
+
 class LinkReport:
     """Publishes the poses of one server under the names of this graph, and says what it says.
 
@@ -29,23 +55,18 @@ class LinkReport:
     Args:
         node: the node.
         stream: the server.
-        frames: ``Recorded=frame`` and ``Name=parent:child`` words; '' publishes no poses.
-
-    Raises:
-        ParameterError: ``frames`` is not of that form.
+        names: what its names mean here; with none, no poses are published.
     """
 
-    def __init__(self, node: GuidanceNode[Any], stream: LinkStream, frames: str) -> None:
+    def __init__(self, node: GuidanceNode[Any], stream: LinkStream, names: LinkNames) -> None:
         self._node, self._stream = node, stream
-        words = frames.split()
-        self._whole = dict(_whole_name(word) for word in words if ':' in word)
-        self._names = given_names(' '.join(word for word in words if ':' not in word))
-        self._wanted = bool(words)
+        self._whole, self._names = names.whole, names.halves
+        self._wanted = bool(names.whole or names.halves)
         self._pairs: dict[Pair, None] = {}
         self._chosen: dict[Pair, tuple[Pair, bool]] = {}
         self._trouble: dict[str, str] = {}
         self._published = 0
-        self._broadcaster = tf.TransformBroadcaster(node) if words else None
+        self._broadcaster = tf.TransformBroadcaster(node) if self._wanted else None
 
     def publish_poses(self) -> None:
         """Publish every pose that has come, at its stamp."""

@@ -91,9 +91,11 @@ class LiveImages:
         if find_spec('pyigtl') is None:
             raise SourceError('OpenIGTLink needs pyigtl: pip install pyigtl')
         from hybrid_guidance.imaging.link_client import LinkStream
-        from hybrid_guidance.ros.link import LinkReport
+        from hybrid_guidance.ros.link import LinkNames, LinkReport
+        # First what can be refused: a stream has a thread that somebody must end.
+        names = LinkNames.parse(parameters.link_frames)
         stream = LinkStream(name, self._node.now_ns, self._wake.trigger, parameters.link_device)
-        self._report = LinkReport(self._node, stream, parameters.link_frames)
+        self._report = LinkReport(self._node, stream, names)
         return stream
 
     def _publish(self) -> None:

@@ -18,6 +18,7 @@ from hybrid_guidance.nodes.fluoroscopy_node import FluoroscopyNode
 from hybrid_guidance.nodes.ultrasound_node import UltrasoundNode
 from hybrid_guidance.parameters import ParameterError
 from hybrid_guidance.ros.convert import matrix_from_transform, pixels_from_message, stamp_ns
+from hybrid_guidance.ros.link import LinkNames
 
 BENCH = Path(__file__).resolve().parents[2] / 'bench' / 'openigtlink.py'
 POSE = perturbed(np.eye(4), np.array([0.01, -0.02, 0.03, 0.3, -0.2, 0.1]))
@@ -118,17 +119,21 @@ def test_of_x_rays_poses_are_not_published_unless_they_are_named(heard) -> None:
     assert poses == {}
 
 
-def test_nobody_there_a_bad_address_and_a_bad_name_are_said(heard, peer) -> None:
+def test_nobody_there_and_a_bad_address_are_said(heard, peer) -> None:
     graph, _ = heard('ultrasound', igtl.free_port())
     graph.spin(lambda: graph.hears('ultrasound_node', 'no source', 'Is the server running'))
     graph.close()
     graph = peer('fluoroscopy', source='openigtlink', file='http://slicer')
     graph.start(FluoroscopyNode)
     graph.spin(lambda: graph.hears('fluoroscopy_node', 'no source', 'write host:port', level=2))
-    graph.close()
-    graph = peer('ultrasound', source='openigtlink', file='slicer', link_frames='Probe')
-    with pytest.raises(ParameterError, match='link_frames: "Probe"'):
-        graph.start(UltrasoundNode)
+
+
+def test_names_that_are_none_are_refused() -> None:
+    for frames in ('Probe', 'Probe=', 'Needle=world:', '=a:b'):
+        with pytest.raises(ParameterError, match=f'link_frames: "{frames}"'):
+            LinkNames.parse(frames)
+    names = LinkNames.parse('Tracker=world Needle=world:stylus')
+    assert names == LinkNames({'Tracker': 'world'}, {'Needle': ('world', 'stylus')})
 
 
 @pytest.fixture

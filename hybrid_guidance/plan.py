@@ -5,29 +5,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import cv2
-import numpy as np
 
 from hybrid_guidance.geometry.types import Points
 from hybrid_guidance.planning import picture
-from hybrid_guidance.planning.anatomy_map import (
-    AnatomyMap,
-    LabelSource,
-    MapError,
-    Source,
-    build_map,
-)
+from hybrid_guidance.planning.anatomy_file import AnatomyFiles, sources_of
+from hybrid_guidance.planning.anatomy_map import AnatomyMap, MapError, Source, build_map
 from hybrid_guidance.planning.candidates import Candidates, Doubt, Task, search
 from hybrid_guidance.planning.choice import choose, table
-from hybrid_guidance.planning.files import (
-    PlanningFileError,
-    read_labels,
-    read_markups,
-    read_mesh,
-)
+from hybrid_guidance.planning.files import PlanningFileError, read_markups
 from hybrid_guidance.planning.path import PlanError
 from hybrid_guidance.planning.plan_file import Plan, save
 from hybrid_guidance.procedure import Procedure, load_procedure
-from hybrid_guidance.simulation.anatomy import build_structures
 from hybrid_guidance.simulation.shapes import Shape
 
 # How much more of the patient pictures show than the paths need, and how finely, m.
@@ -57,6 +45,9 @@ def add_parser(parser: argparse.ArgumentParser) -> None:
                         help='a structure of the label map; several labels with commas')
     parser.add_argument('--mesh', action='append', default=[], metavar='NAME=FILE',
                         help='a structure from a closed mesh in mm (.stl, .obj, .ply)')
+    parser.add_argument('--anatomy', metavar='FILE',
+                        help='.yaml that names label map, structures and meshes, as planner_node '
+                             'takes it')
     parser.add_argument('--space', choices=('LPS', 'RAS'),
                         help='axes of markups and meshes that do not say')
 
@@ -67,7 +58,7 @@ def plan(arguments: argparse.Namespace) -> int:
     doubt = Doubt(arguments.sigmas, arguments.tip_sigma * 1e-3,
                   arguments.registration_sigma * 1e-3)
     task = Task.of(procedure, doubt)
-    sources, words = _sources(procedure, task, arguments)
+    sources, words = _sources(procedure, arguments)
     lower, upper = task.region()
     anatomy = build_map(sources, lower, upper, band=task.band)
     found = search(task, anatomy)
@@ -113,28 +104,23 @@ def _with_markups(procedure: Procedure, arguments: argparse.Namespace) -> Proced
                    entry=points.get('entry', procedure.entry))
 
 
-def _sources(procedure: Procedure, task: Task,
+def _sources(procedure: Procedure,
              arguments: argparse.Namespace) -> tuple[dict[str, Source | Shape], str]:
     """Return the structures that count, and where they are from, in words."""
-    needed = ('skin', *task.avoid)
-    sources: dict[str, Source | Shape] = {}
+    if arguments.anatomy and (arguments.labels or arguments.mesh):
+        raise PlanningFileError('--anatomy names all files: leave --labels and --mesh out')
+    if arguments.anatomy:
+        return sources_of(arguments.anatomy, procedure, arguments.seed), arguments.anatomy
     if not arguments.labels and not arguments.mesh:
-        solids = build_structures(procedure.region, arguments.seed, procedure.target)
-        sources |= {name: solids[name] for name in needed}
-        return sources, f'simulated patient {arguments.seed}'
-    for name, file in map(_pair, arguments.mesh):
-        sources[name] = read_mesh(Path(file), arguments.space)
-    if arguments.labels:
-        labels = read_labels(arguments.labels)
-        for name, values in map(_pair, arguments.structure):
-            chosen = np.isin(labels.values, [_whole(name, value) for value in values.split(',')])
-            sources[name] = LabelSource(chosen, labels.patient_T_voxel)
-    missing = [name for name in needed if name not in sources]
-    if missing:
-        raise PlanningFileError(f'no structure is named {", ".join(missing)}; give each with '
-                                '--structure NAME=LABEL or --mesh NAME=FILE')
-    files = [str(file) for file in (arguments.labels, *arguments.mesh) if file]
-    return {name: sources[name] for name in needed}, ', '.join(files)
+        return (sources_of('simulated', procedure, arguments.seed),
+                f'simulated patient {arguments.seed}')
+    files = AnatomyFiles(
+        arguments.labels,
+        {name: tuple(_whole(name, value) for value in values.split(','))
+         for name, values in map(_pair, arguments.structure)},
+        {name: Path(file) for name, file in map(_pair, arguments.mesh)}, arguments.space)
+    words = ', '.join(str(file) for file in (arguments.labels, *arguments.mesh) if file)
+    return files.sources(dict.fromkeys(('skin', 'bone', *procedure.avoid))), words
 
 
 def _pair(text: str) -> tuple[str, str]:

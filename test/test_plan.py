@@ -82,3 +82,34 @@ def test_a_structure_that_nobody_gave_is_named(words: list[str],
     without = words[:at - 1] + words[at + 1:]
     assert main(without) == 2
     assert 'no structure is named bone' in capsys.readouterr().err
+
+
+def in_a_file(words: list[str], tmp_path: Path) -> list[str]:
+    """Return the words with label map and mesh named in a file instead."""
+    folder = Path(words[words.index('--labels') + 1]).parent
+    file = folder / 'anatomy.yaml'
+    file.write_text(yaml.safe_dump({
+        'labels': 'body.nrrd', 'structures': {'skin': [1, 2], 'bone': 2},
+        'meshes': {'aorta': 'aorta.ply'}, 'space': 'RAS'}))
+    return [*words[:3], '--anatomy', str(file), '--space', 'RAS', *words[-2:]]
+
+
+def test_an_anatomy_in_a_file_is_the_same_as_its_parts(words: list[str], tmp_path: Path) -> None:
+    for name, chosen in (('one', in_a_file(words, tmp_path)), ('other', words)):
+        assert main([*chosen, '--output', str(tmp_path / name)]) == 0
+    first, second = (load(tmp_path / name / 'plan.yaml') for name in ('one', 'other'))
+    assert np.allclose(first.paths[0].path.entry, second.paths[0].path.entry)
+
+
+@pytest.mark.parametrize(('content', 'named'), [
+    ('labels: absent.nrrd\nstructures: {skin: 1, bone: 2, aorta: 3}', 'absent.nrrd'),
+    ('structures: {skin: one}', 'anatomy.yaml'), ('muscles: {}', 'muscles'),
+    ('- 1', 'anatomy.yaml'),
+    ('structures: {skin: 1}', 'bone, aorta')])
+def test_a_file_of_an_anatomy_that_cannot_be_is_refused(
+        words: list[str], content: str, named: str, tmp_path: Path,
+        capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / 'anatomy.yaml'
+    file.write_text(content)
+    assert main([*words[:3], '--anatomy', str(file), '--output', str(tmp_path)]) == 2
+    assert named in capsys.readouterr().err

@@ -9,6 +9,7 @@ from std_srvs.srv import SetBool, Trigger
 from hybrid_guidance.geometry.needle import NeedleEstimate
 from hybrid_guidance.geometry.rigid import transform_points
 from hybrid_guidance.parameters import parameter
+from hybrid_guidance.planning.anatomy_file import sources_of
 from hybrid_guidance.planning.approval import Approval
 from hybrid_guidance.planning.candidates import Doubt, Task
 from hybrid_guidance.planning.choice import table
@@ -26,7 +27,6 @@ from hybrid_guidance.ros.convert import (
 )
 from hybrid_guidance.ros.node import GuidanceNode, run
 from hybrid_guidance.ros.plans import PlanPublisher, ProgressPublisher
-from hybrid_guidance.simulation.anatomy import build_structures
 
 SETTINGS = ('standoff', 'step', 'lateral_tolerance', 'angle_tolerance', 'depth_doubt',
             'lateral_doubt', 'target_tolerance')
@@ -39,8 +39,9 @@ class PlannerParameters:
 
     procedure: str = parameter('lumbar_facet_injection', fixed=True, meaning=(
         'name or YAML file of the procedure: entry, target, what to avoid'))
-    anatomy: str = parameter('simulated', choices=('simulated', 'none'), fixed=True, meaning=(
-        'where the structures to avoid come from; without, there is no clearance'))
+    anatomy: str = parameter('simulated', fixed=True, meaning=(
+        'where the structures to avoid come from: simulated, none (no clearance), or a YAML file '
+        'that names label map and meshes'))
     seed: int = parameter(1, low=0, high=2**31 - 1, fixed=True, meaning='of the simulated anatomy')
     sigmas: float = parameter(2.0, low=0.0, high=6.0, fixed=True, meaning=(
         'k: how many deviations of the tip are taken off a distance'))
@@ -95,18 +96,18 @@ class PlannerNode(GuidanceNode[PlannerParameters]):
         self.create_service(Trigger, 'plan/compute', self._on_compute)
         self.create_service(SetBool, 'plan/approve', self._on_approve)
         self.create_timer(0.1, self._watch)
+        self.create_timer(0.06, self._look)
         self._show_plan()
 
     def _make_planner(self):  # type: ignore[no-untyped-def]
         """Make the planner; return what to keep clear of, as distances by name."""
         parameters, procedure = self.parameters, load_procedure(self.parameters.procedure)
-        solids = (build_structures(procedure.region, parameters.seed, procedure.target)
-                  if parameters.anatomy == 'simulated' else {})
         task = Task.of(procedure, Doubt(parameters.sigmas, parameters.tip_sigma,
                                         parameters.registration_sigma))
         settings = GuidanceSettings(first_depth=procedure.insert_by_eye, **{
             name: getattr(parameters, name) for name in SETTINGS})
-        self._planner, structures = planner_in(task, solids, settings, parameters.choose)
+        sources = sources_of(parameters.anatomy, procedure, parameters.seed)
+        self._planner, structures = planner_in(task, sources, settings, parameters.choose)
         return structures
 
     def _show_plan(self, choice: Choice | None = None) -> None:
@@ -178,20 +179,18 @@ class PlannerNode(GuidanceNode[PlannerParameters]):
                 self.get_logger().warning(self._approval.why_not)
         except tf.TransformException:
             pass  # nothing is registered yet
-        if self._approval.given and seen and not lost:
-            self._look_at(self._needle)
         self.health.set('approval', self._approval.given, self._approval.why_not)
 
 
-    def _look_at(self, needle: NeedleEstimate) -> None:
+    def _look(self) -> None:
         """Plan from where the needle is, if the target cannot be reached on the path any more."""
-        found = self._planner.look(needle)
-        if found is None:
+        fresh = (self.now_ns() - self._latest_ns) * 1e-9 < self.parameters.stale
+        if self._needle is None or not fresh or not self._approval.given:
             return
-        self.get_logger().warning(found.words)
-        if found.path is None:
+        found = self._planner.look(self._needle)
+        if found is not None and found.path is None:
             self._approval.refuse(found.words)
-        else:
+        elif found is not None:
             self._approval.renew(found.words)
             self._show_plan()
 

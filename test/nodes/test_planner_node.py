@@ -3,17 +3,28 @@
 from pathlib import Path
 
 import numpy as np
+import open3d
 import pytest
-from geometry_msgs.msg import PointStamped, PoseArray
+import yaml
+from geometry_msgs.msg import PointStamped, PoseArray, PoseStamped, PoseWithCovarianceStamped
+from std_msgs.msg import Float64
 from std_srvs.srv import SetBool, Trigger
 from visualization_msgs.msg import Marker, MarkerArray
 
+from hybrid_guidance.geometry.needle import NeedleEstimate
 from hybrid_guidance.geometry.rigid import transform
 from hybrid_guidance.nodes.planner_node import PlannerNode
+from hybrid_guidance.planning.path import Path as PlannedPath
 from hybrid_guidance.procedure import load_procedure
 from hybrid_guidance.resources import resource
 from hybrid_guidance.ros import qos, tf
-from hybrid_guidance.ros.convert import header, point_message, transform_message
+from hybrid_guidance.ros.convert import (
+    header,
+    matrix_from_pose,
+    needle_message,
+    point_message,
+    transform_message,
+)
 
 PROCEDURE = load_procedure('lumbar_facet_injection')
 
@@ -111,3 +122,67 @@ def test_a_moved_target_withdraws_the_approval_and_says_how_far(peer) -> None:
         planner.health.publish()
         return graph.hears('planner_node', 'target moved by 4.0 mm')
     graph.spin(told)
+
+
+def test_a_needle_far_beside_its_path_is_planned_for_anew_and_drawn_back_once_approved(
+        peer) -> None:
+    """12 mm beside the path, 15 mm from the target: it must go back on its own track first."""
+    graph = peer('ultrasound')
+    heard, poses = entries(graph), []
+    planner = graph.start(PlannerNode)
+    graph.node.create_subscription(PoseStamped, 'plan/needle_pose', poses.append, qos.COMMAND)
+    seen = graph.node.create_publisher(PoseWithCovarianceStamped, 'needle/pose', qos.OBSERVATION)
+    graph.spin(lambda: seen.get_subscription_count() > 0 and len(heard) > 0)
+    pose = PlannedPath(PROCEDURE.entry, PROCEDURE.target).pose_at(PROCEDURE.path_length - 0.015)
+    pose[:3, 3] += 0.012 * pose[:3, 0]
+    needle = NeedleEstimate(pose, np.eye(6) * 1e-8)
+
+    def show() -> None:
+        seen.publish(needle_message(needle, 'patient', graph.node.get_clock().now().nanoseconds))
+        graph.spin_for(0.03)
+
+    def told() -> bool:
+        show()
+        planner.health.publish()
+        return graph.hears('planner_node', 'Withdraw it by')
+    assert graph.call(SetBool, 'plan/approve', SetBool.Request(data=True)).success
+    graph.spin(told)
+    assert not np.allclose(heard[-1], PROCEDURE.entry, atol=0.001)
+    poses.clear()
+    assert graph.call(SetBool, 'plan/approve', SetBool.Request(data=True)).success
+
+    def led() -> bool:
+        show()
+        return bool(poses)
+    graph.spin(led)
+    moved = matrix_from_pose(poses[0].pose)[:3, 3] - pose[:3, 3]
+    assert moved @ pose[:3, 2] < -0.001
+    assert np.linalg.norm(np.cross(moved, pose[:3, 2])) < 1e-6
+
+
+def test_an_anatomy_of_files_is_kept_clear_of(peer, tmp_path: Path) -> None:
+    """A ball of a mesh 20 mm beside the target: 16 mm away, less k·σ."""
+    procedure = tmp_path / 'made_up.yaml'
+    text = (resource('config/procedures') / 'lumbar_facet_injection.yaml').read_text()
+    content = yaml.safe_load(text) | {'avoid': {'aorta': 0.003}}
+    procedure.write_text(yaml.safe_dump(content))
+    for name, radius, beside in (('aorta', 4.0, 20.0), ('bone', 3.0, 30.0), ('skin', 90.0, 0.0)):
+        ball = open3d.geometry.TriangleMesh.create_sphere(radius, 40)
+        ball.translate(1e3 * PROCEDURE.target + (beside, 0.0, 0.0))
+        open3d.io.write_triangle_mesh(str(tmp_path / f'{name}.ply'), ball)
+    file = tmp_path / 'anatomy.yaml'
+    file.write_text(yaml.safe_dump({'space': 'LPS', 'meshes': {
+        name: f'{name}.ply' for name in ('aorta', 'bone', 'skin')}}))
+    graph, heard = peer('ultrasound', procedure=str(procedure), anatomy=str(file)), []
+    graph.node.create_subscription(Float64, 'plan/clearance', heard.append, qos.OBSERVATION)
+    graph.start(PlannerNode)
+    seen = graph.node.create_publisher(PoseWithCovarianceStamped, 'needle/pose', qos.OBSERVATION)
+    graph.spin(lambda: seen.get_subscription_count() > 0)
+    needle = NeedleEstimate(transform(translation=PROCEDURE.target), np.eye(6) * 1e-6)
+
+    def told() -> bool:
+        seen.publish(needle_message(needle, 'patient', graph.node.get_clock().now().nanoseconds))
+        graph.spin_for(0.03)
+        return bool(heard)
+    graph.spin(told)
+    assert heard[-1].data == pytest.approx(0.016 - 2.0 * 0.001, abs=0.0003)

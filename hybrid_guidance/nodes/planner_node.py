@@ -188,9 +188,12 @@ class PlannerNode(GuidanceNode[PlannerParameters]):
         if self._needle is None or not fresh or not self._approval.given:
             return
         found = self._planner.look(self._needle)
-        if found is not None and found.path is None:
+        if found is None:
+            return
+        self.get_logger().warning(found.words)
+        if found.path is None:
             self._approval.refuse(found.words)
-        elif found is not None:
+        else:
             self._approval.renew(found.words)
             self._show_plan()
 

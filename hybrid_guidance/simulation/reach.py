@@ -20,7 +20,8 @@ class Reach:
     """What the truth says about one procedure in one patient. Metres and radians.
 
     Attributes:
-        bone: least distance of the path's axis to bone, less the needle's radius.
+        bone: least distance of the path's axis to bone, less the needle's radius; away from its
+            surface the field of bone tells less than the distance, never more.
         margins: structure to its least distance to the path, less radius and margin asked.
         entry_to_skin: how far the entry is from the skin.
         out_of_slice: how far the path leaves the slice.

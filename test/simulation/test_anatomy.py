@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from scipy.spatial import cKDTree
 
 from hybrid_guidance.geometry.rigid import perturbed, transform_points
 from hybrid_guidance.procedure import load_procedure
@@ -241,3 +242,27 @@ def test_grid_window_covers_its_box() -> None:
     z = grid.origin[2] + grid.spacing * np.arange(10)[rows[0]]
     assert z[0] <= 0.0031
     assert z[-1] >= 0.0049
+
+
+@pytest.mark.parametrize('name', ['lumbar_transforaminal_epidural', 'hip_injection',
+                                  'shoulder_injection'])
+def test_the_field_of_bone_never_tells_more_than_the_distance_to_its_surface(name: str) -> None:
+    """The surface is where the field changes sign, on the edges of a grid round the target."""
+    procedure = load_procedure(name)
+    bone = build_structures(procedure.region, 1, procedure.target)['bone']
+    step = 0.0005
+    axis = np.arange(-0.010, 0.010, step)
+    places = procedure.target + np.stack(np.meshgrid(axis, axis, axis, indexing='ij'), axis=-1)
+    field, surface = bone.at(places), []
+    for along in range(3):
+        first, second = np.delete(field, -1, along), np.delete(field, 0, along)
+        rows = (first < 0.0) != (second < 0.0)
+        share = first[rows] / (first[rows] - second[rows])
+        surface.append(np.delete(places, -1, along)[rows] + share[:, None] * step
+                       * np.eye(3)[along])
+    exact, _ = cKDTree(np.concatenate(surface)).query(places)
+    # What is nearer to the box than to its surface could have a surface outside.
+    told = (field > 0.0) & (exact < 0.010 - np.abs(places - procedure.target).max(axis=-1))
+    assert told.sum() > 500
+    # Points of a surface are further than the surface, at most half an edge's diagonal beside it.
+    assert (field - exact)[told].max() < 0.0001

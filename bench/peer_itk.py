@@ -33,12 +33,12 @@ def metric_of(ct, view, edge):
     integral, focal, centre, pose = view
     step = max(round(edge * focal / pose[3]), 1)
     rows, columns = (count // step * step for count in integral.shape)
-    small = integral[:rows, :columns].reshape(rows // step, step, columns // step, step).mean((1, 3))
+    blocks = integral[:rows, :columns].reshape(rows // step, step, columns // step, step)
+    small = blocks.mean((1, 3))
     # The detector one metre from the source; its pixels in the room, mm.
     turn, source = pose[0], pose[1]
     pixel = 1000.0 / focal
-    first = np.array([(0.5 * step - 0.5 - centre[0]) * pixel, (0.5 * step - 0.5 - centre[1]) * pixel,
-                      1000.0])
+    first = np.array([*((0.5 * step - 0.5 - centre) * pixel), 1000.0])
     fixed = placed(small[None], turn @ first + source, [step * pixel, step * pixel, 1.0], turn)
     transform = itk.Euler3DTransform[itk.D].New()
     transform.SetCenter([float(value) for value in pose[2]])

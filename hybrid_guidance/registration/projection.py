@@ -351,7 +351,8 @@ class _System:
 
     @property
     def information(self) -> Array:
-        return np.asarray(self.informations.sum(axis=0))
+        # What no picture shows at all is known to a metre or a radian: never singular.
+        return np.asarray(self.informations.sum(axis=0) + np.eye(6))
 
     @property
     def gradient(self) -> Array:
@@ -362,7 +363,8 @@ class _System:
         result = []
         for own, scores, doubt in zip(self.informations, self.scores, doubts, strict=True):
             count = len(scores)
-            result.append(scores.T @ scores * count / max(count - 6, 1) + own @ doubt @ own)
+            result.append(scores.T @ scores * count / max(count - 6, 1) + own @ doubt @ own
+                          + np.eye(6))
         return np.array(result)
 
 
@@ -375,6 +377,10 @@ def _linearised(stack: Stack, plates: Sequence[_Plate], pose: Transform, pivot: 
         feature, strength = _features(_rendered(stack, plate, pose))
         weight = strength * plate.valid
         used = weight > 0.05
+        if not np.any(used):
+            informations.append(np.zeros((6, 6)))
+            scores.append(np.zeros((0, 6)))
+            continue
         here = feature[:, used]
         there, share = plate.feature[:, used], weight[used]
         scale = float(np.sum(share * (here * there).sum(axis=0))
@@ -477,8 +483,8 @@ def _maps(stack: Stack, plates: Sequence[_Plate], pose: Transform) -> list[Pictu
         other = shifted(plate.valid, strength * (feature**2).sum(axis=0))
         # Where little is left in the picture, nothing is known.
         least = 0.35 * float(other.max())
-        result.append(np.asarray(np.where(other > least, both / np.sqrt(
-            np.maximum(own, 1e-6 * own.max()) * np.maximum(other, least)), 0.0), np.float32))
+        norm = np.maximum(own, 1e-6 * own.max()) * np.maximum(other, least) + 1e-12
+        result.append(np.asarray(np.where(other > least, both / np.sqrt(norm), 0.0), np.float32))
     return result
 
 
@@ -632,7 +638,7 @@ def register_views(views: Sequence[View], bone: Bone, start: Transform, target: 
         acceptance: what the result must show.
 
     Raises:
-        RegistrationError: no view, or one without calibration.
+        RegistrationError: no view, one without calibration, or none that shows the bone.
     """
     if not views or not all(view.projection.is_calibrated and view.projection.is_perspective
                             for view in views):
@@ -642,6 +648,9 @@ def register_views(views: Sequence[View], bone: Bone, start: Transform, target: 
     levels = [[_plate(view, edge, _depth(view, pivot)) for view in views]
               for edge in bone.spacings]
     fits = _found(bone, levels[0], start, pivot, search)
+    if not fits[0].score > 0.0:
+        raise RegistrationError('the X-rays show nothing like the bone of the CT near the start; '
+                                'check the start and the poses of the C-arm')
     middle = _apart([_refined(bone.stacks[1], levels[1], fit, pivot, bone.spacings[1], 3)
                      for fit in fits[:3]], pivot, levels[1])
     best = _refined(bone.stacks[-1], levels[-1], middle[0], pivot, bone.spacings[-1], 1)

@@ -107,6 +107,18 @@ def test_a_c_arm_that_is_told_six_degrees_wrong_is_refused(bone: Bone, views) ->
     assert 'do not agree' in found.verdict
 
 
+def test_an_x_ray_that_shows_nothing_is_refused(bone: Bone, views) -> None:
+    blank = replace(views[0], image=np.full_like(views[0].image, 30000))
+    assert not register_views([blank], bone, np.eye(4), TARGET, search=QUICK).accepted
+
+
+def test_a_patient_beside_the_picture_is_named(bone: Bone, views) -> None:
+    aside = transform(translation=0.4 * views[0].fixed_T_sensor[:3, 0])
+    beside = replace(views[0], fixed_T_sensor=aside @ views[0].fixed_T_sensor)
+    with pytest.raises(RegistrationError, match='nothing like the bone'):
+        register_views([beside], bone, np.eye(4), TARGET, search=QUICK)
+
+
 def test_a_voxel_is_drawn_where_its_place_projects_at_every_resolution() -> None:
     """Closed form: a ball's shadow is centred on the projection of its centre (nearly: 0.1 px)."""
     origin, spacing = np.array([-0.05, -0.03, -0.06]), np.array([0.0008, 0.0011, 0.0025])

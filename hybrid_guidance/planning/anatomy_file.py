@@ -58,7 +58,7 @@ class AnatomyFiles:
             raise PlanningFileError(f'{", ".join(labelled)}: no label map is named')
         if labelled and self.labels is not None:
             labels = read_labels(self.labels)
-            sources |= {name: LabelSource(np.isin(labels.labels, self.structures[name]),
+            sources |= {name: LabelSource(np.isin(labels.values, self.structures[name]),
                                           labels.patient_T_voxel) for name in labelled}
         return sources
 

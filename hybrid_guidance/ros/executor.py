@@ -114,13 +114,18 @@ class MessageExecutor(SingleThreadedExecutor):
         return bool(ready - {self._guard.handle.pointer} - self._guards.keys()) or (
             bool(ready) and any(not task.done() for task, _, _ in self._tasks))
 
-    @staticmethod
-    def _take(subscription: Any) -> None:
+    def _take(self, subscription: Any) -> None:
         try:
             with subscription.handle:
                 taken = subscription.handle.take_message(subscription.msg_type, subscription.raw)
         except rclpy_implementation.InvalidHandle:
             return  # Destroyed by the callback before.
+        except RuntimeError as error:
+            # An interrupt in the middle of the conversion comes as this, too.
+            if self._context.ok():
+                self._node.get_logger().error(
+                    f'a message on {subscription.topic} cannot be read and is left out: {error}')
+            return
         if taken is not None:
             subscription.callback(taken[0])
 

@@ -161,3 +161,29 @@ def test_a_guard_condition_whose_callback_raises_is_reported_and_does_not_end_th
     guard.trigger()
     talker.run(lambda: len(talker.heard) >= 10)
     assert 'on purpose' in talker.node.health.faults['trigger fail']
+
+
+class Unreadable:
+    """A subscription of whose message the C++ side cannot make one."""
+
+    msg_type, raw, topic = Int64, False, 'numbers'
+
+    def __init__(self) -> None:
+        self.handle = self
+        self.heard: list[Int64] = []
+        self.callback = self.heard.append
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def take_message(self, *_: object) -> None:
+        raise RuntimeError('Unable to convert call argument')
+
+
+def test_message_that_cannot_be_read_is_left_out(talker: Talker) -> None:
+    broken = Unreadable()
+    MessageExecutor(talker.node)._take(broken)
+    assert not broken.heard

@@ -94,14 +94,12 @@ def source(seconds: float) -> None:
     # Two machines share no clock: one frame more sweeps their phase once through all there are.
     rates = {**RATES, 'fluoroscopy': RATES['fluoroscopy'] + 1.0 / seconds}
     begin = time.monotonic()
-    due = dict.fromkeys(rates, 0.0)
     while (elapsed := time.monotonic() - begin) < seconds:
         for name, rate in rates.items():
-            if due[name] <= elapsed:
+            if sent[name] <= elapsed * rate:
                 send(name)
-                # A machine held up makes up for it, but never shows two pictures at once.
-                due[name] = max(sent[name] / rate, elapsed + 0.5 / rate)
-        time.sleep(max(begin + min(due.values()) - time.monotonic(), 0.0))
+        following = min(sent[name] / rate for name, rate in rates.items())
+        time.sleep(max(begin + following - time.monotonic(), 0.0))
     time.sleep(1.0)
     print(json.dumps(sent), flush=True)
 

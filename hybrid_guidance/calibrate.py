@@ -78,7 +78,7 @@ def add_parser(parser: argparse.ArgumentParser) -> None:
                           help='until it expires (default: %(default)g)')
 
 
-def calibrate(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
     """Run one calibration; nothing is written unless every gate is passed."""
     outcome = _KINDS[arguments.kind][1](arguments)
     calibration_file.update(arguments.output, outcome.entry)

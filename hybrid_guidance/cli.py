@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,20 @@ class _StopError(Exception):
     """Somebody asked us to stop."""
 
 
+_MODULES = {
+    'calibrate': ('hybrid_guidance.calibrate',
+                  'calibrate from recordings, check it, and write the calibration file'),
+    'plan': ('hybrid_guidance.plan', 'rank the paths from an entry window to a target'),
+    'patient': ('hybrid_guidance.patient',
+                'make a digital patient of a CT and a label map, and put a procedure into it'),
+    'inspect': ('hybrid_guidance.inspection', (
+        'say what geometry a DICOM file carries, what is missing, and what to enter by hand')),
+    'register': ('hybrid_guidance.register', (
+        'find where the patient of a CT lies, by X-rays or points, and say how sure that is')),
+}
+"""Commands that are modules: ``add_parser(parser)`` and ``run(arguments)``, and what they do."""
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog='hybrid-guidance', epilog=DISCLAIMER,
                                      description=__doc__.partition('\n')[0])
@@ -30,16 +45,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_render(commands.add_parser('render', help='render both images of the simulated patient'))
     _add_plus(commands.add_parser('import-plus', help=(
         'make a calibration file from a PLUS configuration')))
-    _add_calibrate(commands.add_parser('calibrate', help=(
-        'calibrate from recordings, check it, and write the calibration file')))
-    _add_plan(commands.add_parser('plan', help='rank the paths from an entry window to a target'))
-    _add_patient(commands.add_parser('patient', help=(
-        'make a digital patient of a CT and a label map, and put a procedure into it')))
     _add_samples(commands.add_parser('sample-data', help='fetch real CTs with label maps'))
-    _add_inspect(commands.add_parser('inspect', help=(
-        'say what geometry a DICOM file carries, what is missing, and what to enter by hand')))
-    _add_register(commands.add_parser('register', help=(
-        'find where the patient of a CT lies, by X-rays or points, and say how sure that is')))
+    for name, (module, meaning) in _MODULES.items():
+        import_module(module).add_parser(commands.add_parser(name, help=meaning))
     parameters = commands.add_parser('parameters', help='print the parameters of every node')
     parameters.add_argument('node', nargs='?', help='only this node')
     return parser
@@ -107,36 +115,11 @@ def _add_plus(parser: argparse.ArgumentParser) -> None:
         'with its old calibration by saying so here'))
 
 
-def _add_calibrate(parser: argparse.ArgumentParser) -> None:
-    from hybrid_guidance.calibrate import add_parser
-    add_parser(parser)
-
-
-def _add_plan(parser: argparse.ArgumentParser) -> None:
-    from hybrid_guidance.plan import add_parser
-    add_parser(parser)
-
-
-def _add_patient(parser: argparse.ArgumentParser) -> None:
-    from hybrid_guidance.patient import add_parser
-    add_parser(parser)
-
-
 def _add_samples(parser: argparse.ArgumentParser) -> None:
     from hybrid_guidance.sample_data import SAMPLES
     parser.add_argument('names', nargs='*', metavar='NAME',
                         help=f'of {", ".join(SAMPLES)} (default: all)')
     parser.add_argument('--output', type=Path, default=Path('sample-data'))
-
-
-def _add_inspect(parser: argparse.ArgumentParser) -> None:
-    from hybrid_guidance.inspection import add_parser
-    add_parser(parser)
-
-
-def _add_register(parser: argparse.ArgumentParser) -> None:
-    from hybrid_guidance.register import add_parser
-    add_parser(parser)
 
 
 def _pixel_count(text: str) -> int:
@@ -300,36 +283,11 @@ def _import_plus(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _calibrate(arguments: argparse.Namespace) -> int:
-    from hybrid_guidance.calibrate import calibrate
-    return calibrate(arguments)
-
-
-def _plan(arguments: argparse.Namespace) -> int:
-    from hybrid_guidance.plan import plan
-    return plan(arguments)
-
-
-def _patient(arguments: argparse.Namespace) -> int:
-    from hybrid_guidance.patient import patient
-    return patient(arguments)
-
-
 def _sample_data(arguments: argparse.Namespace) -> int:
     from hybrid_guidance.sample_data import fetch_named
     for line in fetch_named(arguments.names, arguments.output):
         print(line, flush=True)
     return 0
-
-
-def _inspect(arguments: argparse.Namespace) -> int:
-    from hybrid_guidance.inspection import inspect
-    return inspect(arguments)
-
-
-def _register(arguments: argparse.Namespace) -> int:
-    from hybrid_guidance.register import register
-    return register(arguments)
 
 
 def _parameters(arguments: argparse.Namespace) -> int:
@@ -348,10 +306,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGINT, _stop)
     signal.signal(signal.SIGTERM, _stop)
     commands = {'up': _up, 'demo': _demo, 'doctor': _doctor, 'render': _render,
-                'import-plus': _import_plus, 'calibrate': _calibrate,
-                'plan': _plan, 'patient': _patient, 'sample-data': _sample_data,
-                'inspect': _inspect, 'register': _register, 'parameters': _parameters}
+                'import-plus': _import_plus, 'sample-data': _sample_data,
+                'parameters': _parameters}
     try:
+        if arguments.command in _MODULES:
+            return int(import_module(_MODULES[arguments.command][0]).run(arguments))
         return commands[arguments.command](arguments)
     except _StopError:
         return 130

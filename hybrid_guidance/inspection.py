@@ -31,7 +31,7 @@ def add_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--no-picture', action='store_true', help='write none')
 
 
-def inspect(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
     """Run the command."""
     found = inspect_dicom(arguments.file)
     target = arguments.picture or Path(f'{arguments.file.stem}-geometry.png')

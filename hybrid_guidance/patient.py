@@ -52,7 +52,7 @@ def add_parser(parser: argparse.ArgumentParser) -> None:
     fit.add_argument('--output', type=Path, required=True, help='YAML file of the procedure')
 
 
-def patient(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
     """Import a patient, or put a procedure into one."""
     return {'import': _import, 'procedure': _procedure}[arguments.action](arguments)
 

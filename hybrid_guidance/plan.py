@@ -52,7 +52,7 @@ def add_parser(parser: argparse.ArgumentParser) -> None:
                         help='axes of markups and meshes that do not say')
 
 
-def plan(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
     """Plan, print the ranked paths, write plan and pictures."""
     procedure = _with_markups(load_procedure(arguments.procedure), arguments)
     doubt = Doubt(arguments.sigmas, arguments.tip_sigma * 1e-3,

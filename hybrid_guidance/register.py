@@ -69,7 +69,7 @@ def add_parser(parser: argparse.ArgumentParser) -> None:
                           help='folder for the report and pictures')
 
 
-def register(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
     """Register, print the verdict, write the report; exit status 1 where it is refused."""
     arguments.output.mkdir(parents=True, exist_ok=True)
     found = (_by_xray if arguments.kind == 'xray' else _by_points)(arguments)

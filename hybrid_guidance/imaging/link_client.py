@@ -34,6 +34,7 @@ from hybrid_guidance.imaging.openigtlink import (
     decode,
     parse_header,
 )
+from hybrid_guidance.imaging.retry import keep_trying
 
 T = TypeVar('T')
 
@@ -49,7 +50,6 @@ _KEPT_DEVICES = 32
 _CHUNK = 1 << 18
 _TICK = 0.2
 _MESSAGES_PER_S = 2000
-
 
 
 def parse_address(text: str) -> tuple[str, int]:
@@ -90,7 +90,7 @@ class LinkStream:
         self._host, self._port = parse_address(address)
         self._name = f'{self._host}:{self._port}'
         self._now_ns, self._on_message = now_ns, on_message
-        self._device, self._backoff = device, backoff
+        self._device = device
         self._pictures: deque[tuple[Image, int]] = deque(maxlen=_KEPT_IMAGES)
         self._poses: deque[TimedPose] = deque(maxlen=_KEPT_POSES)
         self._statuses: dict[str, LinkStatus] = {}
@@ -103,7 +103,9 @@ class LinkStream:
         self.opened = self.repeated = self.dropped = 0
         self.counts: Counter[str] = Counter()
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._work, name=f'link {address}', daemon=True)
+        self._thread = threading.Thread(
+            target=keep_trying, args=(self._listen, self._ended, backoff), name=f'link {address}',
+            daemon=True)
         self._thread.start()
 
     @property
@@ -152,26 +154,25 @@ class LinkStream:
         self._ended.set()
         self._thread.join(timeout=2.0)
 
-    def _work(self) -> None:
-        pause = self._backoff[0]
-        while not self._ended.is_set():
-            began = time.monotonic()
-            try:
-                with socket.create_connection((self._host, self._port), timeout=1.0) as line:
-                    self._tune(line)
-                    self.opened += 1
-                    self._connected, self._image_at = True, time.monotonic()
-                    self._read(line)
-            except FramingError as error:
-                self._words = f'{self._name}: {error}; connecting again'
-            except OSError as error:
-                self._words = (f'{self._name}: {error}; trying again. Is the server running, and '
-                               'is this its address and port?')
-            self._connected = False
-            # A peer that hangs up at once, or sends nonsense, must not be called without a pause.
-            pause = self._backoff[0] if time.monotonic() - began > 1.0 else pause
-            self._ended.wait(pause)
-            pause = min(2.0 * pause, self._backoff[1])
+    def _listen(self) -> bool:
+        """Connect and take messages; tell whether that lasted.
+
+        A peer that hangs up at once, or sends nonsense, must not be called without a pause.
+        """
+        began = time.monotonic()
+        try:
+            with socket.create_connection((self._host, self._port), timeout=1.0) as line:
+                self._tune(line)
+                self.opened += 1
+                self._connected, self._image_at = True, time.monotonic()
+                self._read(line)
+        except FramingError as error:
+            self._words = f'{self._name}: {error}; connecting again'
+        except OSError as error:
+            self._words = (f'{self._name}: {error}; trying again. Is the server running, and '
+                           'is this its address and port?')
+        self._connected = False
+        return time.monotonic() - began > 1.0
 
     @staticmethod
     def _tune(line: socket.socket) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 
 from hybrid_guidance.geometry.types import Image
 from hybrid_guidance.imaging.frame import SourceError
+from hybrid_guidance.imaging.retry import keep_trying
 
 FROZEN_S = 1.0
 """A picture that has not changed for so long is reported."""
@@ -150,12 +151,14 @@ class VideoStream:
                  open_source: Callable[[str], Capture] = open_capture,
                  backoff: tuple[float, float] = (0.2, 2.0)) -> None:
         self._name, self._now_ns, self._on_picture = name, now_ns, on_picture
-        self._open, self._backoff = open_source, backoff
+        self._open = open_source
         self._pictures: deque[tuple[Image, int]] = deque(maxlen=_KEPT)
         self._ended = threading.Event()
         self._words = 'not opened yet'
         self.opened = self.repeated = self.dropped = 0
-        self._thread = threading.Thread(target=self._work, name=f'video {name}', daemon=True)
+        self._thread = threading.Thread(
+            target=keep_trying, args=(self._play, self._ended, backoff), name=f'video {name}',
+            daemon=True)
         self._thread.start()
 
     @property
@@ -175,24 +178,22 @@ class VideoStream:
         self._ended.set()
         self._thread.join(timeout=2.0)
 
-    def _work(self) -> None:
-        pause = self._backoff[0]
-        while not self._ended.is_set():
-            capture = self._open(self._name)
-            try:
-                if capture.isOpened():
-                    self.opened += 1
-                    if self._read(capture):
-                        pause = self._backoff[0]
-            except (cv2.error, OSError) as error:
-                self._words = f'{self._name}: {error}; trying again'
-            finally:
-                capture.release()
-            if not self.opened:
-                self._words = (f'{self._name}: cannot be opened; check the device number, the '
-                               'path or the address')
-            self._ended.wait(pause)
-            pause = min(2.0 * pause, self._backoff[1])
+    def _play(self) -> bool:
+        """Open the source and read it; tell whether there was any picture."""
+        capture = self._open(self._name)
+        shown = False
+        try:
+            if capture.isOpened():
+                self.opened += 1
+                shown = self._read(capture)
+        except (cv2.error, OSError) as error:
+            self._words = f'{self._name}: {error}; trying again'
+        finally:
+            capture.release()
+        if not self.opened:
+            self._words = (f'{self._name}: cannot be opened; check the device number, the '
+                           'path or the address')
+        return shown
 
     def _read(self, capture: Capture) -> bool:
         """Read until the source is gone; tell whether there was any picture."""

@@ -37,6 +37,7 @@ class MessageExecutor(SingleThreadedExecutor):
         self._subscriptions: dict[int, Any] = {}
         self._guards: dict[int, Any] = {}
         self._wait_set: Any = None
+        self._may_have_changed = True
         self._in_use = ExitStack()
 
     def spin(self) -> None:
@@ -51,12 +52,16 @@ class MessageExecutor(SingleThreadedExecutor):
                     self._spin_messages()
                 else:
                     super().spin_once()
+                    self._may_have_changed = True
         finally:
             self._in_use.close()
 
     def _knows_all(self) -> bool:
         """List the node's entities where they have changed; tell whether all can be waited for."""
+        if not self._may_have_changed:
+            return True
         entities = self._entities()
+        self._may_have_changed = False
         if entities != self._listed:
             self._in_use.close()
             self._listed, self._wait_set = entities, None
@@ -105,12 +110,14 @@ class MessageExecutor(SingleThreadedExecutor):
         for pointer in wait_set.get_ready_entities('guard_condition'):
             if pointer in self._guards:
                 self._guards[pointer].callback()
-        if self._has_rest(wait_set):
+        ready = {pointer for kind in _REST for pointer in wait_set.get_ready_entities(kind)}
+        # rclpy wakes its executor when an entity comes or goes, and when it has called back.
+        self._may_have_changed = bool(ready)
+        if self._has_rest(ready):
             self._spin_rest()
 
-    def _has_rest(self, wait_set: Any) -> bool:
+    def _has_rest(self, ready: set[int]) -> bool:
         """Tell whether rclpy has anything to do. It wakes itself also when it has just done it."""
-        ready = {pointer for kind in _REST for pointer in wait_set.get_ready_entities(kind)}
         return bool(ready - {self._guard.handle.pointer} - self._guards.keys()) or (
             bool(ready) and any(not task.done() for task, _, _ in self._tasks))
 

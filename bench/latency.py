@@ -2,8 +2,9 @@
 
 A source process publishes images rendered beforehand (ultrasound 640 x 480 at 30 Hz,
 fluoroscopy 1024 x 1024 mono16 at 15 Hz), stamped as they leave, with the tracked poses of that
-moment. The package's own nodes see them. Two further processes receive: one the bare images, one
-``needle/pose``; both times count from the image's stamp. Everything is simulated.
+moment. The package's own nodes see them. Three further processes receive: one the bare images of
+each sensor (as each tracker does), one ``needle/pose``; all times count from the image's stamp.
+Everything is simulated.
 
 Usage: python bench/latency.py [--seconds 60]
 """
@@ -21,6 +22,7 @@ import numpy as np
 import psutil
 
 RATES = {'ultrasound': 30.0, 'fluoroscopy': 15.0}
+SINKS = (*RATES, 'poses')
 BAR = 3.0
 NODES = ('fluoroscopy_tracker_node', 'ultrasound_tracker_node', 'fusion_node', 'planner_node',
          'overlay_node')
@@ -105,7 +107,7 @@ def source(seconds: float) -> None:
 
 
 def sink(kind: str) -> None:
-    """Receive images or poses until told to stop; say when each stamp arrived."""
+    """Receive one sensor's images, or poses, until told to stop; say when each stamp arrived."""
     import rclpy
     from geometry_msgs.msg import PoseWithCovarianceStamped
     from rclpy.node import Node
@@ -116,25 +118,20 @@ def sink(kind: str) -> None:
 
     rclpy.init()
     node = Node(f'bench_{kind}_sink')
-    arrived: dict[str, dict[int, int]] = {}
+    times: dict[int, int] = {}
 
-    def listen(name: str, message_type, topic: str, quality) -> None:
-        times = arrived.setdefault(name, {})
-
-        def take(message) -> None:
-            # rclpy has read the whole message by now, as it has for every node.
-            times[stamp_ns(message.header.stamp)] = node.get_clock().now().nanoseconds
-        node.create_subscription(message_type, topic, take, quality)
-    if kind == 'images':
-        for name in RATES:
-            listen(name, Image, f'{name}/image_raw', qos.IMAGE)
+    def take(message) -> None:
+        # rclpy has read the whole message by now, as it has for every node.
+        times[stamp_ns(message.header.stamp)] = node.get_clock().now().nanoseconds
+    if kind in RATES:
+        node.create_subscription(Image, f'{kind}/image_raw', take, qos.IMAGE)
     else:
-        listen('pose', PoseWithCovarianceStamped, 'needle/pose', qos.OBSERVATION)
+        node.create_subscription(PoseWithCovarianceStamped, 'needle/pose', take,
+                                 qos.OBSERVATION)
     print('ready', flush=True)
     with contextlib.suppress(KeyboardInterrupt, rclpy.executors.ExternalShutdownException):
         rclpy.spin(node)
-    print(json.dumps({name: {str(stamp): when for stamp, when in times.items()}
-                      for name, times in arrived.items()}), flush=True)
+    print(json.dumps(times), flush=True)
 
 
 def start(role: str, *arguments: str) -> subprocess.Popen:
@@ -151,7 +148,7 @@ def measure(seconds: float):
         f'{name} has ended: {lines}', file=sys.stderr), os.environ)
     for name in NODES:
         supervisor.start(name, node_command(name, *ros_arguments(name, {})))
-    roles = {'images': start('images'), 'poses': start('poses'),
+    roles = {**{name: start(name) for name in SINKS},
              'source': start('source', '--seconds', str(seconds))}
     for process in roles.values():
         process.stdout.readline()
@@ -166,9 +163,9 @@ def measure(seconds: float):
     cpu = {name: sum(process.cpu_times()[:2]) - before[name]
            for name, process in processes.items()}
     arrived = {}
-    for role in ('images', 'poses'):
-        roles[role].send_signal(2)
-        arrived |= json.loads(roles[role].stdout.readline())
+    for name in SINKS:
+        roles[name].send_signal(2)
+        arrived[name] = json.loads(roles[name].stdout.readline())
     supervisor.stop()
     return sent, arrived, cpu
 
@@ -184,7 +181,7 @@ def report(seconds: float) -> bool:
     good = True
     for name in RATES:
         bare = {stamp: (when - int(stamp)) * 1e-6 for stamp, when in arrived[name].items()}
-        poses = {stamp: (when - int(stamp)) * 1e-6 for stamp, when in arrived['pose'].items()
+        poses = {stamp: (when - int(stamp)) * 1e-6 for stamp, when in arrived['poses'].items()
                  if stamp in bare}
         print(f'{name}: {sent[name]} sent, {sent[name] - len(bare)} lost, {len(poses)} poses')
         print(f'  bare transport        {spread(list(bare.values()))} ms')
@@ -207,14 +204,14 @@ def main() -> int:
     """Run the role asked for."""
     parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
     parser.add_argument('--seconds', type=float, default=60.0)
-    parser.add_argument('--role', choices=('report', 'source', 'images', 'poses'),
+    parser.add_argument('--role', choices=('report', 'source', *SINKS),
                         default='report')
     arguments = parser.parse_args()
     from hybrid_guidance.ros import environment
     environment.prepare()
     if arguments.role == 'source':
         source(arguments.seconds)
-    elif arguments.role in ('images', 'poses'):
+    elif arguments.role in SINKS:
         sink(arguments.role)
     else:
         return 0 if report(arguments.seconds) else 1

@@ -167,6 +167,10 @@ def measure(seconds: float):
         roles[name].send_signal(2)
         arrived[name] = json.loads(roles[name].stdout.readline())
     supervisor.stop()
+    for process in roles.values():
+        # All has been said; Fast DDS can turn in circles for ever when a process that used it ends.
+        process.kill()
+        process.wait()
     return sent, arrived, cpu
 
 

@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from itertools import product
+from typing import Protocol
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from hybrid_guidance.detection.ridge import maximum_subarrays
+from hybrid_guidance.detection.ridge import maximum_subarray, maximum_subarrays
 from hybrid_guidance.geometry.types import Array, Image, Pixels
 
 CERTAIN = 0.9
@@ -39,6 +40,8 @@ _EVEN = np.linspace(-0.5, 0.5, _ROWS)
 _POWERS = np.stack([np.ones(_ROWS), _EVEN, _EVEN * _EVEN])
 _PULL = (2.6, 1.8)
 """px: the wide profile pulls in from three pixels away, the narrow one sees less clutter."""
+_LOOKS = 3
+_NEAR = 0.2
 _RAMP = np.linspace(0.0, 1.0, 19)
 _LEAST_LINE_VARIANCE = np.diag([1e-6, 1e-10])
 _ROOT_TWO_PI = float(np.sqrt(2.0 * np.pi))
@@ -167,25 +170,43 @@ class Shaft:
         coarse = sign * float(self.edges[int(sign > 0.0)])
         if s[-1] - coarse < _OPEN:
             return sign * coarse, 25.0
-        edge, variance = self._fit_end(s, response, coarse, self.windows[0])
+        edge = self._fit_end(s, response, coarse, self.windows[0])
         # Where background or shaft change near the tip, the two windows disagree.
-        other, _ = self._fit_end(s, response, edge, self.windows[1])
-        variance += 0.5 * (other - edge)**2
-        return sign * edge, variance
+        other = self._fit_end(s, response, edge.position, self.windows[1], edge.blur)
+        apart = other.position - edge.position
+        return sign * edge.position, edge.variance + 0.5 * apart * apart
 
-    def _fit_end(self, s: Array, response: Array, guess: float, window: tuple[float, float]
-                 ) -> tuple[float, float]:
+    def _fit_end(self, s: Array, response: Array, guess: float, window: tuple[float, float],
+                 blur: float | None = None) -> '_Edge':
         inner = min(window[0], 0.6 * self.length)
         rows = slice(int(s.searchsorted(guess - inner, 'right')),
                      int(s.searchsorted(guess + window[1])))
         s, response = s[rows], response[rows]
-        edge = min(int(np.searchsorted(s, guess)), s.size - 1)
+        edge = min(int(s.searchsorted(guess)), s.size - 1)
         stop = _next_rise(response, edge)
         if stop is None:
             # The tip touches bone: it lies anywhere between what is surely shaft and the bone.
-            bone = float(s[edge + int(np.argmax(response[edge:]))])
-            return 0.5 * (guess + bone), (bone - guess)**2 / 12.0 + 4.0
-        return fit_edge(s[:stop], response[:stop], guess)
+            bone = float(s[edge + int(response[edge:].argmax())])
+            return _Gap(0.5 * (guess + bone), (bone - guess)**2 / 12.0 + 4.0)
+        return fit_edge(s[:stop], response[:stop], guess, blur)
+
+
+class _Edge(Protocol):
+    @property
+    def position(self) -> float: ...
+
+    @property
+    def variance(self) -> float: ...
+
+    @property
+    def blur(self) -> float | None: ...
+
+
+@dataclass(frozen=True)
+class _Gap:
+    position: float
+    variance: float
+    blur: float | None = None
 
 
 @dataclass(frozen=True)
@@ -197,8 +218,8 @@ class _Template:
         half: px, columns on either side of the middle.
         profile: (2 half + 1,) the profile.
         derivative: (2 half + 1,) its derivative.
-        filters: (2 half + 1, 4) float32, what gives a row's amplitude, offset × amplitude, and
-            the amplitude above one side only, negative and positive.
+        filters: (4, 2 half + 1) float32, what gives a row's amplitude, lateral offset ×
+            amplitude, and the amplitude above one side only, negative and positive.
     """
 
     width: float
@@ -207,25 +228,11 @@ class _Template:
     derivative: Array
     filters: Image
 
-    def amplitude(self, strip: Image) -> Array:
-        """Return the (..., S) amplitude of each row of (..., S, W) pixels."""
-        return np.asarray(self._middle(strip) @ self.filters[:, 0], dtype=float)
-
-    def offset(self, strip: Image) -> Array:
-        """Return the (..., S) lateral offset of each row times its amplitude."""
-        return np.asarray(self._middle(strip) @ self.filters[:, 1], dtype=float)
-
-    def crossed_amplitude(self, strip: Image) -> Array:
-        """Return the (..., S) amplitude of each row above the darker of its two sides.
-
-        A bright line beside the shaft, or across it, would otherwise pass for the end of it.
-        """
-        sides = self._middle(strip) @ self.filters[:, 2:]
-        return np.asarray(sides.max(axis=-1), dtype=float)
-
-    def _middle(self, strip: Image) -> Image:
+    def responses(self, strip: Image) -> Array:
+        """Return (..., 4, S): what each of the filters gives of each row of (..., S, W) pixels."""
         middle = strip.shape[-1] // 2
-        return strip[..., middle - self.half:middle + self.half + 1]
+        columns = strip[..., middle - self.half:middle + self.half + 1]
+        return (self.filters @ columns.swapaxes(-1, -2)).astype(float)
 
 
 @lru_cache(maxsize=256)
@@ -237,10 +244,9 @@ def _gaussian_template(width: float, limit: int = _NARROW) -> _Template:
     slope = x / width**2 * bell
     derivative = slope - x * float(slope @ x) / float(x @ x)
     above = [_above(bell, side * x <= 1.2 * width) for side in (1.0, -1.0)]
-    filters = np.column_stack([profile / float(profile @ profile),
-                               derivative / float(derivative @ derivative), *above])
-    return _Template(width, half, profile, derivative,
-                     np.asfortranarray(filters, dtype=np.float32))
+    filters = np.array([profile / float(profile @ profile),
+                        derivative / float(derivative @ derivative), *above], np.float32)
+    return _Template(width, half, profile, derivative, filters)
 
 
 def _above(bell: Array, columns: NDArray[np.bool_]) -> Array:
@@ -312,32 +318,27 @@ def follow(image: Image, segment: Pixels, model: ShaftModel, *, mask: Image | No
            ) -> Shaft | None:
     """Measure the shaft that the last image had at a (2, 2) px segment.
 
-    It has hardly moved, so that one look with the wide profile aligns the strip and tells how
-    much of it is shaft. The rest is as in ``measure``.
+    It has hardly moved, so that its own length of rows, seen with the wide profile, tells where
+    the line is now. The rest is as in ``measure``.
     """
-    ends, merit = _align(image, segment[None], model, _PULL[:1])
-    if merit[0] <= 0.0:
-        return None
-    length = float(np.hypot(*(ends[0, 1] - ends[0, 0])))
-    shaft = _Strip.around(image, mask, ends[0], model).shaft(length)
+    length = math.hypot(*(segment[1] - segment[0]).tolist())
+    shaft = _Strip.around(image, mask, segment, model).followed(length)
     return shaft if shaft is not None and shaft.length >= model.minimum_length else None
 
 
-def _align(image: Image, ends: Array, model: ShaftModel, widths: Sequence[float] = _PULL
-           ) -> tuple[Array, Array]:
+def _align(image: Image, ends: Array, model: ShaftModel) -> tuple[Array, Array]:
     """Lay (K, 2, 2) segments along the lines beneath them, all at once.
 
     Args:
         image: as in ``measure``.
         ends: (K, 2, 2) px.
         model: what a shaft looks like.
-        widths: px, σ of the profile that each pass looks for.
 
     Returns:
         The (K, 2, 2) ends, and (K,) how well each passes for a line: long, straight, alike on
         both sides; zero where there is none.
     """
-    for width in widths:
+    for width in _PULL:
         template = _gaussian_template(max(width, model.widths[0]))
         axis = ends[:, 1] - ends[:, 0]
         length = np.sqrt(np.square(axis).sum(axis=1))[:, None]
@@ -366,7 +367,7 @@ class _Lines:
 
 def _fit_lines(pixels: Image, reach: Array, template: _Template) -> _Lines:
     """Fit a line to each of the (K, S, W) strips that are (K, 1) px long."""
-    amplitude, offset = template.amplitude(pixels), template.offset(pixels)
+    amplitude, offset = template.responses(pixels)[:, :2].swapaxes(0, 1)
     quarter = _ROWS // 4
     level = np.maximum(_medians(amplitude[:, quarter:-quarter]), 1e-6)[:, None]
     gain = np.minimum(np.maximum(amplitude / level, -0.5), 1.5) - 0.5
@@ -456,41 +457,81 @@ class _Strip:
         self.line_covariance = np.eye(2)
         self.pixels: Image = np.zeros((0, 0), np.float32)
         self.template = _gaussian_template(max(1.8, model.widths[0]))
-        self.sagitta = self.level = self.trail = 0.0
+        self.responses = np.zeros((4, 0))
+        self.sagitta = self.level = self.trail = self.moved = 0.0
 
     @classmethod
     def around(cls, image: Image, mask: Image | None, ends: Pixels, model: ShaftModel
                ) -> '_Strip':
         axis = ends[1] - ends[0]
-        length = float(np.hypot(axis[0], axis[1]))
+        length = math.hypot(*axis.tolist())
         reach = np.ceil(0.5 * length + min(30.0 + 0.3 * length, 90.0))
         return cls(image, mask, model, 0.5 * (ends[0] + ends[1]), axis / length,
                    np.arange(-reach, reach + 1.0))
 
-    def shaft(self, length: float | None = None) -> Shaft | None:
-        """Measure the shaft of a roughly aligned strip.
-
-        Args:
-            length: px about the middle of the strip that are shaft, where that is known.
-        """
+    def shaft(self) -> Shaft | None:
+        """Measure the shaft of a roughly aligned strip."""
         self.sample(_NARROW)
-        found = self.find_run() if length is None else self._take_run(length)
-        if not found or self.run_length < 0.6 * self.model.minimum_length:
+        self._view(max(1.8, self.model.widths[0]))
+        if not self.find_run() or self.run_length < 0.6 * self.model.minimum_length:
             return None
-        self.template = _gaussian_template(_best_width(self))
+        self._view(_best_width(self))
         self._move_onto(self._centre_line())
         self._span_run()
         self.sample(_HALF_WIDTH)
-        if not self.find_run() or self.run_length < 0.8 * self.model.minimum_length:
+        self._view(self.template.width)
+        return self._measured() if self.find_run() else None
+
+    def followed(self, length: float) -> Shaft | None:
+        """Measure the shaft that the last image had on some px about the strip's middle."""
+        half = 0.5 * length
+        self.s = np.arange(-half, half + 0.5)
+        self.run = slice(0, self.s.size)
+        width = max(_PULL[0], self.model.widths[0])
+        for _ in range(_LOOKS):
+            self._resample(_NARROW)
+            self._view(width)
+            self.level = _median(self.responses[0])
+            if self.level <= 0.0:
+                return None
+            fit = self._centre_line(2)
+            self._move_onto(fit)
+            width = _best_width(self)
+            if abs(fit.intercept) + half * abs(fit.slope) < _NEAR * width:
+                break
+        self._span_run()
+        self.sample(_HALF_WIDTH)
+        self.run = slice(*self.s.searchsorted((-half, half)).tolist())
+        if self.run_length < 0.6 * self.model.minimum_length:
+            return None
+        self._view(width)
+        level = _median(self.responses[0, self.run])
+        return self._measured() if self.find_run(level) else None
+
+    def _measured(self) -> Shaft | None:
+        """Measure the shaft on the rows found of an aligned strip."""
+        if self.run_length < 0.8 * self.model.minimum_length:
             return None
         grey = self.pixels, self.template, self.level
+        inner = self.responses[0]
         self._expand()
         self.fit_line()
         self._correct_tail()
-        response = (self.template.crossed_amplitude(self.pixels) if self.model.compression
-                    else self.template.amplitude(self.pixels))
+        response = self._crossed() if self.model.compression else self.responses[0]
         self.pixels, self.template, self.level = grey
-        return _describe(self, response)
+        return _describe(self, inner, response)
+
+    def _view(self, width: float) -> None:
+        """Look at the pixels with the profile of a σ in px."""
+        self.template = _gaussian_template(width)
+        self.responses = self.template.responses(self.pixels)
+
+    def _crossed(self) -> Array:
+        """Return the (S,) amplitude of each row above the darker of its two sides.
+
+        A bright line beside the shaft, or across it, would otherwise pass for the end of it.
+        """
+        return np.maximum(self.responses[2], self.responses[3])
 
     def _span_run(self) -> None:
         """Lay the strip over the run found and what lies beyond it, wherever it began."""
@@ -515,18 +556,17 @@ class _Strip:
         middle = self.pixels.shape[1] // 2
         grey = self.pixels[:, middle - _NARROW:middle + _NARROW + 1] - np.float32(255.0)
         self.pixels = cv2.exp(cv2.multiply(grey, 1.0 / self.model.compression))
-        self.template = _gaussian_template(_best_width(self))
-        self.level = max(_median(self.template.amplitude(self.pixels)[self.run]), 1e-9)
-        amplitude = self.template.crossed_amplitude(self.pixels)
-        smooth = cv2.blur(amplitude.reshape(-1, 1), (1, 3)).ravel()
+        self._view(_best_width(self))
+        self.level = max(_median(self.responses[0, self.run]), 1e-9)
+        amplitude = self._crossed()
+        smooth = cv2.blur(amplitude[None], (3, 1))[0]
         relative = smooth / max(_median(amplitude[self.run]), 1e-9)
         gain = np.minimum(np.maximum(relative, -0.5), 1.2) - 0.5
         self._doubt_depth(smooth, gain)
-        starts, stops, _ = maximum_subarrays(gain[None], 40)
+        first, last = maximum_subarray(gain, 40)
         # Grey levels told the run only roughly where something bright lies beside its deep end.
         before, beyond = (8, 30) if self.direction[1] > 0.0 else (30, 8)
-        run = slice(max(int(starts[0]), self.run.start - before),
-                    min(int(stops[0]) + 1, self.run.stop + beyond))
+        run = slice(max(first, self.run.start - before), min(last + 1, self.run.stop + beyond))
         self.run = run if run.stop - run.start > 0.5 * self.run_length else self.run
 
     def _doubt_depth(self, amplitude: Array, gain: Array) -> None:
@@ -558,8 +598,10 @@ class _Strip:
         along, across = float(tail @ self.direction), float(tail @ self.normal)
         middle = self.pixels.shape[1] // 2
         profile = self.pixels[self.run, middle - _NARROW:middle + _NARROW + 1].mean(axis=0)
-        shift, delay = _fit_tail(profile if across > 0.0 else profile[::-1])
-        self.origin = self.origin + np.sign(across) * shift * self.normal
+        side = math.copysign(1.0, across)
+        shift, delay = _fit_tail(profile[::int(side)])
+        # The profile is one of the strip as it lay before the line was fitted.
+        self.origin = self.origin + (side * shift - self.moved) * self.normal
         # Along the beam the echoes are late by delay / |across|; this much lies along the shaft.
         self.trail = delay * along / max(abs(across), 0.25)
 
@@ -574,6 +616,9 @@ class _Strip:
     def sample(self, half_width: int) -> None:
         """Resample the image, keeping only rows whose centre is inside it and its mask."""
         self._trim()
+        self._resample(half_width)
+
+    def _resample(self, half_width: int) -> None:
         self.pixels = self.model.grey(_resample(
             self.image, self.origin + self.s[0] * self.direction, self.direction, self.normal,
             (self.s.size, half_width)))
@@ -592,40 +637,39 @@ class _Strip:
         first, last = self.s.searchsorted((low, high)).tolist()
         s = self.s[first:last + (last < self.s.size and self.s[last] <= high)]
         if s.size and self.mask is not None:
-            nearest = np.rint(self.origin + s[:, None] * self.direction).astype(np.intp)
-            kept = np.flatnonzero(self.mask[nearest[:, 1], nearest[:, 0]])
-            s = s[kept[0]:kept[-1] + 1] if kept.size else s[:0]
+            u, v = ((start + 0.5 + s * step).astype(np.intp) for start, step in zip(
+                self.origin.tolist(), self.direction.tolist(), strict=True))
+            kept = self.mask[v, u] > 0
+            s = s[kept.argmax():kept.size - kept[::-1].argmax()] if kept.any() else s[:0]
         self.s = s if s.size else self.s
 
-    def find_run(self) -> bool:
-        """Find the rows on which the shaft is visible; False when there is none."""
+    def find_run(self, level: float | None = None) -> bool:
+        """Find the rows on which the shaft is visible; False when there is none.
+
+        Args:
+            level: amplitude of the shaft, where that is known.
+        """
         if self.s.size < 20:
             return False
-        amplitude = cv2.blur(self.template.amplitude(self.pixels).reshape(-1, 1), (1, 5)).ravel()
-        near = 0.35 * float(self.s[-1] - self.s[0])
-        near_rows = amplitude[slice(*self.s.searchsorted((-near, near)).tolist())]
-        level = _median(near_rows) if near_rows.size else 0.0
-        for _ in range(2):
+        amplitude = cv2.blur(self.responses[:1], (5, 1))[0]
+        rounds = 2 if level is None else 1
+        if level is None:
+            near = 0.35 * float(self.s[-1] - self.s[0])
+            near_rows = amplitude[slice(*self.s.searchsorted((-near, near)).tolist())]
+            level = _median(near_rows) if near_rows.size else 0.0
+        for _ in range(rounds):
             if level <= 0.0:
                 return False
             # Far above the shaft's own level is not the shaft but something it crosses.
-            relative = amplitude / level
+            relative = amplitude * (1.0 / level)
             gain = np.minimum(np.maximum(relative, -0.5), 1.5) - 0.5
             np.minimum(gain, np.maximum(2.2 - relative, -1.0), out=gain)
-            starts, stops, _ = maximum_subarrays(gain[None], 30)
-            first, last = int(starts[0]), int(stops[0])
+            first, last = maximum_subarray(gain, 30)
             level = _median(amplitude[first:last + 1])
         self.run, self.level = slice(first, last + 1), level
         if self.model.hub:
             self._cut_hub()
         return level > 0.0
-
-    def _take_run(self, length: float) -> bool:
-        """Take the rows within a length about the middle; False when nothing bright is there."""
-        self.run = slice(*self.s.searchsorted((-0.5 * length, 0.5 * length)).tolist())
-        amplitude = self.template.amplitude(self.pixels[self.run])
-        self.level = _median(amplitude) if amplitude.size else 0.0
-        return self.level > 0.0
 
     def _cut_hub(self) -> None:
         """Take a hub, much thicker than the shaft, off either end of the run."""
@@ -654,19 +698,20 @@ class _Strip:
         floor = (_pixel_noise(self.pixels, self.template.half) / self.level) ** 2 / float(
             self.template.derivative @ self.template.derivative)
         self.line_covariance, self.sagitta = _line_covariance(fit, floor), _sagitta(fit)
+        self.moved = fit.intercept
         self._move_onto(fit)
 
-    def _centre_line(self) -> '_Fit':
+    def _centre_line(self, rounds: int = 4) -> '_Fit':
         """Return the centre line of the run, about its middle."""
-        s, template = self.s[self.run], self.template
-        pixels = self.pixels[self.run]
+        s = self.s[self.run]
+        amplitude, offset = self.responses[:2, self.run]
         # An uneven shaft whose profile is not symmetric would seem turned, were all its rows
         # divided by one level.
-        local = cv2.blur(template.amplitude(pixels).reshape(-1, 1), (1, 25)).ravel()
-        offset = template.offset(pixels) / np.maximum(local, 0.4 * self.level)
+        local = cv2.blur(amplitude[None], (25, 1))[0]
+        offset = offset / np.maximum(local, 0.4 * self.level)
         offset = np.minimum(np.maximum(offset, -6.0), 6.0)
         middle = float(np.rint(0.5 * (s[0] + s[-1])))
-        return _robust_line(s - middle, offset, middle)
+        return _robust_line(s - middle, offset, middle, rounds)
 
     def _move_onto(self, fit: '_Fit') -> None:
         normal = self.normal
@@ -692,11 +737,11 @@ class _Fit:
     middle: float
 
 
-def _robust_line(s: Array, offset: Array, middle: float) -> _Fit:
+def _robust_line(s: Array, offset: Array, middle: float, rounds: int) -> _Fit:
     """Fit offset = intercept + slope s with Tukey's weights; s is measured from ``middle``."""
     powers = np.stack([np.ones_like(s), s, s * s, offset, s * offset])
     intercept, slope = _median(offset), 0.0
-    for _ in range(4):
+    for _ in range(rounds):
         residual = offset - (intercept + slope * s)
         scale = 4.685 * max(1.4826 * _median(np.abs(residual)), 0.15)
         residual *= 1.0 / scale
@@ -816,14 +861,14 @@ def _profile_bank(limits: tuple[float, float], half: int) -> tuple[Array, Image]
     return candidates, profiles
 
 
-def _describe(strip: _Strip, response: Array) -> Shaft:
+def _describe(strip: _Strip, inner: Array, response: Array) -> Shaft:
     """Measure ends and character of a strip that is aligned with its shaft."""
     run, template = strip.run, strip.template
     edges = strip.s[[run.start, run.stop - 1]]
     rows = slice(run.start + 2, run.stop - 2) if strip.run_length >= 14 else run
     pixels = strip.pixels[rows]
     profile = pixels.sum(axis=0) / len(pixels)
-    inner = template.amplitude(pixels)
+    inner = inner[rows]
     level = float(inner.mean())
     blocks = _blocks(inner)
     sides, far_sides = _sides(profile, template.width)
@@ -839,32 +884,28 @@ def _describe(strip: _Strip, response: Array) -> Shaft:
         sides, far_sides)
 
 
-def fit_edge(s: Array, response: Array, guess: float) -> tuple[float, float]:
-    """Fit a falling edge, ``low + (high - low) Φ((edge - s) / blur)``.
+def fit_edge(s: Array, response: Array, guess: float, blur: float | None = None
+             ) -> 'EdgeFit':
+    """Fit a falling edge, ``low + (high - low) Φ((position - s) / blur)``.
 
     The shaft ends abruptly and the image is blurred: Φ is the cumulative normal distribution.
 
     Args:
         s: (N,) px, increasing, evenly spaced by one.
         response: (N,) amplitudes, any unit.
-        guess: px, edge to within about ten pixels.
-
-    Returns:
-        The edge in px and its variance in px², from the residuals and their correlation.
+        guess: px, edge to within about ten pixels; to within two where the blur is known.
+        blur: px, of another fit to the same end.
     """
-    edge, blur = _scan_edge(s, response, guess)
-    fit = _EdgeFit(s, response, edge, blur)
+    edge, blur = _scan_edge(s, response, guess) if blur is None else (guess, blur)
+    fit = EdgeFit(s, response, edge, blur)
     for _ in range(4):
-        shift, growth = fit.change()
+        shift, growth = fit.change
         edge += min(max(shift, -2.0), 2.0)
         blur = min(max(blur + min(max(growth, -0.5), 0.5), 0.7), 5.0)
         if abs(shift) < _SETTLED:
             break
-        fit = _EdgeFit(s, response, edge, blur)
-    residual, influence = fit.residual(), fit.influence()
-    spread = float(influence @ _correlate(influence, _autocorrelation(residual)))
-    variance = float(residual @ residual) / max(s.size - 4, 1)
-    return edge, spread * variance
+        fit = EdgeFit(s, response, edge, blur)
+    return fit
 
 
 def _next_rise(response: Array, edge: int) -> int | None:
@@ -901,67 +942,54 @@ def _normal(z: Array) -> Array:
     return np.asarray(0.5 + 0.5 * np.tanh(0.7979 * z * (1.0 + 0.044715 * z * z)))
 
 
-class _EdgeFit:
-    """A response near ``low + (high - low) Φ((edge - s) / blur)``, to first order.
+class EdgeFit:
+    """A response near ``low + (high - low) Φ((position - s) / blur)``, to first order.
 
-    High and low are what fits best, so the response less the edge is orthogonal to a change of
-    either. All scalar products come from one multiplication.
+    High and low are what fits best: all is taken about its mean, and apart from the edge's shape.
+
+    Attributes:
+        position: px.
+        blur: px.
+        change: px, by how much position and blur miss the least-squares fit.
     """
 
-    def __init__(self, s: Array, response: Array, edge: float, blur: float) -> None:
-        z = (edge - s) / blur
-        rows = self._rows = np.empty((5, s.size))
-        slope, stretch, step, rest, rows[4] = rows[0], rows[1], rows[2], rows[3], response
-        step[:] = _normal(z)
-        np.subtract(1.0, step, out=rest)
-        np.exp(-0.5 * z * z, out=slope)
+    def __init__(self, s: Array, response: Array, position: float, blur: float) -> None:
+        self.position, self.blur = position, blur
+        rows = self._rows = np.empty((4, s.size))
+        slope, stretch, step, rows[3] = rows[0], rows[1], rows[2], response
+        z = (position - s) * (1.0 / blur)
+        squared = z * z
+        np.tanh(z * (0.7979 + 0.7979 * 0.044715 * squared), out=step)
+        np.exp(-0.5 * squared, out=slope)
         np.multiply(slope, -z, out=stretch)
-        self._products = gram = (rows @ rows.T).tolist()
-        power, both, other = gram[2][2], gram[2][3], gram[3][3]
-        determinant = power * other - both * both + 1e-12
-        # The inverse of what high and low have in common, and both themselves.
-        self._levels = other / determinant, -both / determinant, power / determinant
-        self._high, self._low = self._parts(4)
-        self._height = (self._high - self._low) / (blur * _ROOT_TWO_PI)
-
-    def _parts(self, row: int) -> tuple[float, float]:
-        """Return how much of step and rest explains a row best."""
-        first, both, second = self._levels
-        a, b = self._products[row][2:4]
-        return first * a + both * b, both * a + second * b
-
-    def _reduced(self, first: int, second: int) -> float:
-        """Return the product of two rows, less what step and rest explain of it."""
-        step, rest = self._parts(first)
-        products = self._products
-        return float(products[first][second]
-                     - step * products[second][2] - rest * products[second][3])
-
-    def _inverse(self) -> tuple[float, float, float]:
-        """Return the inverse of the products of the derivatives by edge and by blur."""
-        scale = self._height * self._height
-        a, b, d = (scale * self._reduced(*rows) for rows in ((0, 0), (0, 1), (1, 1)))
+        rows -= rows.sum(axis=1, keepdims=True) / s.size
+        gram = (rows @ rows.T).tolist()
+        power = gram[2][2] + 1e-12
+        self._shares = along, aside, rise = [gram[2][k] / power for k in (0, 1, 3)]
+        # The cumulative normal distribution is half of the step.
+        height = self._height = 2.0 * rise / (blur * _ROOT_TWO_PI)
+        (a, b), d = (gram[0][k] - along * gram[2][k] for k in (0, 1)), (
+            gram[1][1] - aside * gram[2][1])
+        a, b, d = (height * height * product for product in (a, b, d))
         firmness = 1e-9 * (a + d) + 1e-12
         a, d = a + firmness, d + firmness
         determinant = a * d - b * b
-        return d / determinant, -b / determinant, a / determinant
+        self._inverse = d / determinant, -b / determinant, a / determinant
+        first, second = (height * (gram[k][3] - share * gram[2][3])
+                         for k, share in ((0, along), (1, aside)))
+        self.change = ((d * first - b * second) / determinant,
+                       (a * second - b * first) / determinant)
 
-    def change(self) -> tuple[float, float]:
-        """Return by how much edge and blur miss the least-squares fit."""
-        a, b, d = self._inverse()
-        slope, stretch = (self._height * self._reduced(row, 4) for row in (0, 1))
-        return a * slope + b * stretch, b * slope + d * stretch
-
-    def residual(self) -> Array:
-        """Return the (N,) response less the edge."""
-        return np.asarray(self._rows[4] - self._high * self._rows[2] - self._low * self._rows[3])
-
-    def influence(self) -> Array:
-        """Return (N,), how each response moves the edge."""
-        a, b, _ = self._inverse()
-        slope, stretch = self._parts(0), self._parts(1)
-        weights = [a, b, -a * slope[0] - b * stretch[0], -a * slope[1] - b * stretch[1]]
-        return np.asarray(self._height * (np.array(weights) @ self._rows[:4]))
+    @property
+    def variance(self) -> float:
+        """px², of the position: from the residuals and their correlation."""
+        along, aside, rise = self._shares
+        a, b, _ = self._inverse
+        residual = self._rows[3] - rise * self._rows[2]
+        weights = np.array([a, b, -a * along - b * aside])
+        influence = self._height * (weights @ self._rows[:3])
+        spread = float(influence @ _correlate(influence, _autocorrelation(residual)))
+        return spread * float(residual @ residual) / max(residual.size - 4, 1)
 
 
 def _significance(profile: Array, template: _Template, level: float) -> float:

@@ -239,6 +239,16 @@ def maximum_subarrays(gain: Array, gap: float) -> tuple[Array, Array, Array]:
     return first, np.maximum(last - 1, first), gained[row, last]
 
 
+def maximum_subarray(gain: Array, gap: float) -> tuple[int, int]:
+    """Return (first, last) of one (S,) row, as ``maximum_subarrays`` does: a third of the time."""
+    near = cv2.dilate((gain > 0.0).view(np.uint8)[None], _window(int(gap)))[0].view(np.bool_)
+    total = np.zeros(gain.size + 1)
+    np.where(near, gain, -1e3).cumsum(out=total[1:])
+    last = int((total - np.minimum.accumulate(total)).argmax())
+    first = int(total[:last + 1].argmin())
+    return first, max(last - 1, first)
+
+
 @cache
 def _window(size: int) -> Image:
     return np.ones((1, size), np.uint8)

@@ -67,9 +67,9 @@ def test_edge_is_where_half_the_shaft_is_left() -> None:
     for _ in range(60):
         edge = random.uniform(-3, 3)
         response = 5.0 * ndtr((edge - s) / 2.0) + 1.0 + 0.4 * random.normal(size=s.size)
-        found, variance = fit_edge(s, response, 2.0)
-        errors.append(found - edge)
-        variances.append(variance)
+        fit = fit_edge(s, response, 2.0)
+        errors.append(fit.position - edge)
+        variances.append(fit.variance)
     assert abs(np.mean(errors)) < 0.1
     assert 0.5 < np.var(errors) / np.median(variances) < 2.5
 

@@ -33,7 +33,7 @@ _ROWS = 128
 _COLUMNS = np.arange(-_NARROW, _NARROW + 1.0)
 _BRIGHTER = 1.6
 _DEEP = 60
-_SETTLED = 3e-3
+_SETTLED = 3e-2
 _SCAN_EDGES = np.repeat(np.arange(-10.0, 10.5, 1.0), 3)
 _SCAN_BLURS = np.tile([1.0, 2.0, 3.5], 21)
 _EVEN = np.linspace(-0.5, 0.5, _ROWS)
@@ -41,8 +41,8 @@ _POWERS = np.stack([np.ones(_ROWS), _EVEN, _EVEN * _EVEN])
 _PULL = (2.6, 1.8)
 """px: the wide profile pulls in from three pixels away, the narrow one sees less clutter."""
 _LOOKS = 3
+_BLUR_REACH = np.ones((1, 9), np.uint8)
 _NEAR = 0.2
-_RAMP = np.linspace(0.0, 1.0, 19)
 _LEAST_LINE_VARIANCE = np.diag([1e-6, 1e-10])
 _ROOT_TWO_PI = float(np.sqrt(2.0 * np.pi))
 _FAN_STEP = np.deg2rad(3.0)
@@ -150,16 +150,17 @@ class Shaft:
         sign = 1.0 if tip_end else -1.0
         edge, edge_variance = self._tip(sign)
         edge -= self.trail
-        across = np.array([sign, sign * edge])
-        covariance = np.zeros((3, 3))
-        covariance[0, 0] = edge_variance + self.systematic[0]**2
-        # Seen from the other end the normal turns over, the sense of rotation does not.
-        rows = np.vstack([across, [0.0, 1.0]])
-        covariance[1:, 1:] = rows @ self.line_covariance @ rows.T
+        (a, b), (_, d) = self.line_covariance.tolist()
+        along, across = self.systematic
         length = abs(edge - float(self.edges[1 - tip_end]))
         # The same deviation at either end, each on its own, turns the shaft between them.
-        covariance[1:, 1:] += self.systematic[1]**2 * np.array(
-            [[1.0, 1.0 / length], [1.0 / length, 2.0 / length**2]])
+        across *= across
+        turn = d + 2.0 * across / length**2
+        # Seen from the other end the normal turns over, the sense of rotation does not.
+        lever = sign * (b + edge * d) + across / length
+        covariance = np.array([
+            [edge_variance + along * along, 0.0, 0.0],
+            [0.0, a + edge * (2.0 * b + edge * d) + across, lever], [0.0, lever, turn]])
         return PixelNeedle(self.origin + edge * self.direction, sign * self.direction, length,
                            covariance, probability)
 
@@ -554,13 +555,14 @@ class _Strip:
         if not self.model.compression:
             return
         middle = self.pixels.shape[1] // 2
-        grey = self.pixels[:, middle - _NARROW:middle + _NARROW + 1] - np.float32(255.0)
-        self.pixels = cv2.exp(cv2.multiply(grey, 1.0 / self.model.compression))
+        self.pixels = self.pixels[:, middle - _NARROW:middle + _NARROW + 1] - np.float32(255.0)
+        self.pixels *= np.float32(1.0 / self.model.compression)
+        cv2.exp(self.pixels, dst=self.pixels)
         self._view(_best_width(self))
         self.level = max(_median(self.responses[0, self.run]), 1e-9)
         amplitude = self._crossed()
         smooth = cv2.blur(amplitude[None], (3, 1))[0]
-        relative = smooth / max(_median(amplitude[self.run]), 1e-9)
+        relative = smooth * (1.0 / max(_median(amplitude[self.run]), 1e-9))
         gain = np.minimum(np.maximum(relative, -0.5), 1.2) - 0.5
         self._doubt_depth(smooth, gain)
         first, last = maximum_subarray(gain, 40)
@@ -581,25 +583,26 @@ class _Strip:
         else:
             deep, towards = slice(0, self.run.start + reach), slice(None, None, -1)
         relative = amplitude[deep][towards]
-        relative = relative / max(_median(relative[:reach]), 1e-9)
+        relative = relative * (1.0 / max(_median(relative[:reach]), 1e-9))
         after_gap = np.maximum.accumulate(relative < 0.4)
         # A shaft's own glints reach twice its level, but not behind a gap.
         bright = (relative > np.where(after_gap, 2.0, 3.5)).astype(np.uint8)
-        bone = cv2.dilate(bright.reshape(-1, 1), np.ones((9, 1), np.uint8)).ravel() > 0
+        bone = cv2.dilate(bright[None], _BLUR_REACH)[0] > 0
         # Shafts pale to a third of their level, gaps are darker.
-        lowered = np.minimum(relative, 1.2) - 0.5 - 6.0 * np.clip(0.3 - relative, 0.0, 0.4)
+        dark = np.minimum(np.maximum(0.3 - relative, 0.0), 0.4)
+        lowered = np.minimum(relative, 1.2) - 0.5 - 6.0 * dark
         gain[deep] = np.where(bone, -0.2, lowered)[towards]
 
     def _correct_tail(self) -> None:
         """Move the line from the middle of a profile that trails off to where it begins."""
         if self.model.tail is None:
             return
-        tail = np.array(self.model.tail)
-        along, across = float(tail @ self.direction), float(tail @ self.normal)
+        (x, y), (u, v) = self.model.tail, self.direction.tolist()
+        along, across = x * u + y * v, y * u - x * v
         middle = self.pixels.shape[1] // 2
-        profile = self.pixels[self.run, middle - _NARROW:middle + _NARROW + 1].mean(axis=0)
+        rows = self.pixels[self.run, middle - _NARROW:middle + _NARROW + 1]
         side = math.copysign(1.0, across)
-        shift, delay = _fit_tail(profile[::int(side)])
+        shift, delay = _fit_tail(np.add.reduce(rows)[::int(side)])
         # The profile is one of the strip as it lay before the line was fitted.
         self.origin = self.origin + (side * shift - self.moved) * self.normal
         # Along the beam the echoes are late by delay / |across|; this much lies along the shaft.
@@ -607,7 +610,8 @@ class _Strip:
 
     @property
     def normal(self) -> Array:
-        return np.array([-self.direction[1], self.direction[0]])
+        u, v = self.direction.tolist()
+        return np.array([-v, u])
 
     @property
     def run_length(self) -> int:
@@ -697,7 +701,7 @@ class _Strip:
         fit = self._centre_line()
         floor = (_pixel_noise(self.pixels, self.template.half) / self.level) ** 2 / float(
             self.template.derivative @ self.template.derivative)
-        self.line_covariance, self.sagitta = _line_covariance(fit, floor), _sagitta(fit)
+        self.line_covariance, self.sagitta = _uncertainty(fit, floor)
         self.moved = fit.intercept
         self._move_onto(fit)
 
@@ -717,7 +721,7 @@ class _Strip:
         normal = self.normal
         self.origin = self.origin + fit.middle * self.direction + fit.intercept * normal
         direction = self.direction + fit.slope * normal
-        self.direction = direction / (1.0 + fit.slope * fit.slope)**0.5
+        self.direction = direction * (1.0 / math.sqrt(1.0 + fit.slope * fit.slope))
         self.s = self.s - fit.middle
 
 
@@ -739,13 +743,19 @@ class _Fit:
 
 def _robust_line(s: Array, offset: Array, middle: float, rounds: int) -> _Fit:
     """Fit offset = intercept + slope s with Tukey's weights; s is measured from ``middle``."""
-    powers = np.stack([np.ones_like(s), s, s * s, offset, s * offset])
+    powers = np.empty((5, s.size))
+    powers[0], powers[1], powers[3] = 1.0, s, offset
+    np.multiply(powers[1::2], s, out=powers[2::2])
     intercept, slope = _median(offset), 0.0
     for _ in range(rounds):
-        residual = offset - (intercept + slope * s)
-        scale = 4.685 * max(1.4826 * _median(np.abs(residual)), 0.15)
-        residual *= 1.0 / scale
-        weight = np.square(np.maximum(1.0 - np.square(residual), 1e-3))
+        residual = s * slope
+        np.subtract(offset, residual, out=residual)
+        residual -= intercept
+        np.abs(residual, out=residual)
+        residual *= 1.0 / (4.685 * max(1.4826 * _median(residual), 0.15))
+        residual *= residual
+        weight = np.maximum(1.0 - residual, 1e-3)
+        weight *= weight
         total, first, second, target, turned = (powers @ weight).tolist()
         determinant = total * second - first * first
         intercept = (second * target - first * turned) / determinant
@@ -754,16 +764,25 @@ def _robust_line(s: Array, offset: Array, middle: float, rounds: int) -> _Fit:
                 (total, first, second), middle)
 
 
-def _line_covariance(fit: _Fit, floor: float) -> Array:
-    """Sandwich covariance of the line, residuals correlated along the shaft."""
+def _uncertainty(fit: _Fit, floor: float) -> tuple[Array, float]:
+    """Return how sure a line is, its residuals correlated along the shaft, and if it bows.
+
+    Returns:
+        The (2, 2) sandwich covariance of intercept and slope, and px by which the residuals bow,
+        less twice its own deviation.
+    """
     total, first, second = fit.moments
-    bread = np.array([[second, -first], [-first, total]]) / (total * second - first * first)
-    weighted = np.stack([fit.weight, fit.weight * fit.s])
+    weight, residual = fit.weight, fit.residual
+    squared = float((residual * residual) @ weight) / total
+    correlation = _autocorrelation(residual * np.sqrt(weight))
     freedom = max(total - 2.0, 1.0) / total
-    variance = float(np.square(fit.residual) @ fit.weight) / total / freedom
-    correlation = _autocorrelation(fit.residual * np.sqrt(fit.weight))
-    meat = weighted @ np.stack([_correlate(row, correlation) for row in weighted]).T
-    return np.asarray(bread @ meat @ bread * max(variance, floor) + _LEAST_LINE_VARIANCE)
+    variance = max(squared / freedom, floor)
+    turned = weight * fit.s
+    spread, spread_turned = _correlate(weight, correlation), _correlate(turned, correlation)
+    a, b, d = float(weight @ spread), float(turned @ spread), float(turned @ spread_turned)
+    bread = np.array([[second, -first], [-first, total]]) / (total * second - first * first)
+    covariance = bread @ np.array([[a, b], [b, d]]) @ bread * variance + _LEAST_LINE_VARIANCE
+    return covariance, _sagitta(fit, squared * (1.0 + 2.0 * float(correlation[1:].sum())))
 
 
 def _autocorrelation(residual: Array) -> Array:
@@ -781,23 +800,20 @@ def _taper_of(lags: int) -> Array:
 
 
 def _correlate(values: Array, correlation: Array) -> Array:
-    """Apply the banded Toeplitz matrix of an autocorrelation to (N,) values."""
-    lags = correlation.size - 1
+    """Apply the banded Toeplitz matrix of a shorter autocorrelation to (N,) values."""
     kernel = np.concatenate([correlation[:0:-1], correlation])
-    return np.convolve(values, kernel)[lags:lags + values.size]
+    return np.correlate(values, kernel, 'same')
 
 
-def _sagitta(fit: _Fit) -> float:
-    """Return the bow of the residuals in px, less twice its own deviation."""
+def _sagitta(fit: _Fit, variance: float) -> float:
+    """Return the bow of residuals of a variance in px, less twice its own deviation."""
     half = max(float(fit.s[-1] - fit.s[0]) / 2.0, 1.0)
     total, _, second = fit.moments
-    bow = np.square(fit.s) / half**2 - second / half**2 / total
+    bow = (fit.s * fit.s - second / total) * (1.0 / half**2)
     weighted = fit.weight * bow
     power = float(weighted @ bow)
     rise = float(weighted @ fit.residual) / power
-    inflation = 1.0 + 2.0 * float(_autocorrelation(fit.residual)[1:].sum())
-    variance = float(np.square(fit.residual) @ fit.weight) / total
-    return max(abs(rise) - 2.0 * math.sqrt(variance * inflation / power), 0.0)
+    return max(abs(rise) - 2.0 * math.sqrt(variance / power), 0.0)
 
 
 def _pixel_noise(pixels: Image, half: int) -> float:
@@ -812,27 +828,28 @@ def _pixel_noise(pixels: Image, half: int) -> float:
 
 def _fit_tail(profile: Array) -> tuple[float, float]:
     """Return where a profile begins and the mean delay of its echoes, px towards larger x."""
-    shapes, shifts, delays = _tail_shapes()
-    best = int(np.argmax(shapes @ (profile - profile.mean())))
-    return float(shifts[best]), float(delays[best])
+    shapes, places = _tail_shapes()
+    return places[int((shapes @ profile).argmax())]
 
 
 @cache
-def _tail_shapes() -> tuple[Array, Array, Array]:
-    """Return unit profiles of a Gaussian echoed at even spacing, with shift and mean delay."""
+def _tail_shapes() -> tuple[Image, list[tuple[float, float]]]:
+    """Return profiles of a Gaussian echoed at even spacing, each with shift and mean delay.
+
+    They are (M, W) float32 of unit norm and no mean.
+    """
     order = np.arange(8)
-    shapes, shifts, delays = [], [], []
-    for width, spacing, ratio in product((1.2, 1.5, 1.9, 2.3, 2.8, 3.4), (1.2, 1.8, 2.6, 3.6),
-                                         (0.0, 0.12, 0.24, 0.36, 0.48)):
+    shapes, places = [], []
+    echoes = [(1.2, 0.0), *product((1.2, 1.8, 2.6, 3.6), (0.12, 0.24, 0.36, 0.48))]
+    for width, (spacing, ratio), shift in product(
+            (1.2, 1.5, 1.9, 2.3, 2.8, 3.4), echoes, np.arange(-3.0, 2.1, 0.2).tolist()):
         weight = ratio**order / np.sum(ratio**order)
-        for shift in np.arange(-3.0, 2.1, 0.2):
-            z = (_COLUMNS[:, None] - shift - spacing * order) / width
-            shape = np.exp(-0.5 * z**2) @ weight
-            shape = shape - shape.mean()
-            shapes.append(shape / np.linalg.norm(shape))
-            shifts.append(shift)
-            delays.append(spacing * float(weight @ order))
-    return np.array(shapes), np.array(shifts), np.array(delays)
+        z = (_COLUMNS[:, None] - shift - spacing * order) / width
+        shape = np.exp(-0.5 * z**2) @ weight
+        shape = shape - shape.mean()
+        shapes.append(shape / np.linalg.norm(shape))
+        places.append((shift, spacing * float(weight @ order)))
+    return np.array(shapes, np.float32), places
 
 
 def _best_width(strip: _Strip) -> float:
@@ -866,9 +883,9 @@ def _describe(strip: _Strip, inner: Array, response: Array) -> Shaft:
     run, template = strip.run, strip.template
     edges = strip.s[[run.start, run.stop - 1]]
     rows = slice(run.start + 2, run.stop - 2) if strip.run_length >= 14 else run
-    pixels = strip.pixels[rows]
-    profile = pixels.sum(axis=0) / len(pixels)
     inner = inner[rows]
+    halves = np.add.reduceat(strip.pixels[rows], (0, (inner.size + 1) // 2), axis=0)
+    profile = (halves[0] + halves[1]) / inner.size
     level = float(inner.mean())
     blocks = _blocks(inner)
     sides, far_sides = _sides(profile, template.width)
@@ -878,7 +895,7 @@ def _describe(strip: _Strip, inner: Array, response: Array) -> Shaft:
         strip.model.systematic, strip.model.windows, strip.trail, strip.line_covariance,
         level, template.width, _significance(profile, template, level),
         float(np.count_nonzero(blocks > 0.4 * level)) / max(blocks.size, 1),
-        _unevenness(inner, blocks, level), asymmetry, strip.sagitta, _taper(pixels),
+        _unevenness(inner, blocks, level), asymmetry, strip.sagitta, _taper(halves),
         _continuations(strip, edges, level), np.array([strip.is_open(end) for end in (0, 1)]),
         np.array([_bulk(strip, end) if strip.model.hub else 0.0 for end in (0, 1)]),
         sides, far_sides)
@@ -962,32 +979,28 @@ class EdgeFit:
         np.tanh(z * (0.7979 + 0.7979 * 0.044715 * squared), out=step)
         np.exp(-0.5 * squared, out=slope)
         np.multiply(slope, -z, out=stretch)
-        rows -= rows.sum(axis=1, keepdims=True) / s.size
-        gram = (rows @ rows.T).tolist()
-        power = gram[2][2] + 1e-12
-        self._shares = along, aside, rise = [gram[2][k] / power for k in (0, 1, 3)]
+        rows -= np.add.reduce(rows, 1, None, None, True) * (1.0 / s.size)
+        first, second, third, _ = (rows @ rows.T).tolist()
+        power = third[2] + 1e-12
+        along, aside, rise = third[0] / power, third[1] / power, third[3] / power
         # The cumulative normal distribution is half of the step.
-        height = self._height = 2.0 * rise / (blur * _ROOT_TWO_PI)
-        (a, b), d = (gram[0][k] - along * gram[2][k] for k in (0, 1)), (
-            gram[1][1] - aside * gram[2][1])
-        a, b, d = (height * height * product for product in (a, b, d))
+        height = 2.0 * rise / (blur * _ROOT_TWO_PI)
+        a = height * height * (first[0] - along * third[0])
+        b = height * height * (first[1] - along * third[1])
+        d = height * height * (second[1] - aside * third[1])
         firmness = 1e-9 * (a + d) + 1e-12
         a, d = a + firmness, d + firmness
-        determinant = a * d - b * b
-        self._inverse = d / determinant, -b / determinant, a / determinant
-        first, second = (height * (gram[k][3] - share * gram[2][3])
-                         for k, share in ((0, along), (1, aside)))
-        self.change = ((d * first - b * second) / determinant,
-                       (a * second - b * first) / determinant)
+        scale = height / (a * d - b * b)
+        moved, widened = first[3] - along * third[3], second[3] - aside * third[3]
+        self.change = scale * (d * moved - b * widened), scale * (a * widened - b * moved)
+        self._rise = rise
+        self._weights = scale * d, -scale * b, scale * (b * aside - d * along)
 
     @property
     def variance(self) -> float:
         """px², of the position: from the residuals and their correlation."""
-        along, aside, rise = self._shares
-        a, b, _ = self._inverse
-        residual = self._rows[3] - rise * self._rows[2]
-        weights = np.array([a, b, -a * along - b * aside])
-        influence = self._height * (weights @ self._rows[:3])
+        residual = self._rows[3] - self._rise * self._rows[2]
+        influence = np.array(self._weights) @ self._rows[:3]
         spread = float(influence @ _correlate(influence, _autocorrelation(residual)))
         return spread * float(residual @ residual) / max(residual.size - 4, 1)
 
@@ -1047,17 +1060,23 @@ def _side_filters(columns: int, width: float) -> Array:
     return np.array([side / np.count_nonzero(side) for side in kept])
 
 
-def _taper(rows: Image) -> float:
-    """Return the ratio of the profile widths of the two halves of a shaft."""
-    half, middle = (len(rows) + 1) // 2, rows.shape[1] // 2
-    near = rows[:, middle - 9:middle + 10]
-    profiles = np.stack([near[:half].sum(axis=0) / half,
-                         near[half:].sum(axis=0) / max(len(rows) - half, 1)])
-    left, right = profiles[:, :3].sum(axis=1) / 3.0, profiles[:, -3:].sum(axis=1) / 3.0
-    baseline = left[:, None] + (right - left)[:, None] * _RAMP
-    profiles = np.maximum(profiles - baseline, 0.0)
-    widths = profiles.sum(axis=1) / np.maximum(profiles.max(axis=1), 1e-6) + 1e-3
-    return float(widths.max() / widths.min())
+def _taper(halves: Image) -> float:
+    """Return the ratio of the profile widths of the (2, W) halves of a shaft."""
+    middle = halves.shape[1] // 2
+    profiles = np.maximum(halves[:, middle - 9:middle + 10] @ _level_filter(), 0.0)
+    sums, heights = profiles.sum(axis=1).tolist(), profiles.max(axis=1).tolist()
+    first, second = (total / max(height, 1e-6) + 1e-3
+                     for total, height in zip(sums, heights, strict=True))
+    return max(first, second) / min(first, second)
+
+
+@cache
+def _level_filter() -> Image:
+    """Return (19, 19) float32 that take off a profile the line between its ends' means."""
+    ramp = np.linspace(0.0, 1.0, 19)
+    ends = np.zeros((19, 2))
+    ends[:3, 0] = ends[-3:, 1] = 1.0 / 3.0
+    return (np.eye(19) - ends @ np.stack([1.0 - ramp, ramp])).astype(np.float32)
 
 
 def _continuations(strip: _Strip, edges: Array, level: float) -> Array:
@@ -1067,21 +1086,23 @@ def _continuations(strip: _Strip, edges: Array, level: float) -> Array:
     curved catheter that turns away is followed, too.
     """
     fan = _fan(strip.model.turn)
-    axes = np.stack([strip.direction, strip.normal]).astype(np.float32)
-    ends = strip.origin + edges[:, None] * strip.direction
-    grid = fan.offsets @ axes + ends.astype(np.float32)[:, None]
+    first, last = (strip.origin + edge * strip.direction for edge in edges)
+    axes = np.array([strip.direction, strip.normal, first, last], np.float32)
     pixels = strip.model.grey(cv2.remap(
-        strip.image, grid.reshape(len(grid), -1, 2), None, cv2.INTER_LINEAR,
-        borderMode=cv2.BORDER_REPLICATE))
-    arcs = pixels.reshape(-1, 3, 2, len(fan.ahead)).sum(axis=1)
+        strip.image, (fan.offsets @ axes).reshape(len(_FAN_RADII), -1, 2), None,
+        cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE))
+    arcs = pixels.reshape(-1, 3, 2, fan.ahead.shape[1]).sum(axis=1)
     filters = _arc_filters(strip.model.turn, strip.template.width)
     responses = arcs @ filters * np.float32(1.0 / 3.0 / level)
     np.minimum(np.maximum(responses, -0.5, out=responses), 1.5, out=responses)
-    best = fan.ahead[None].repeat(2, axis=0)
+    best = fan.ahead
     for response, reach in zip(responses, fan.reaches, strict=True):
-        best = cv2.dilate(best, reach) + response
-    beyond = np.array([edges[0] - strip.s[0], strip.s[-1] - edges[1]])
-    return np.where(beyond < _OPEN, 0.0, best.max(axis=1) / len(arcs))
+        best = cv2.dilate(best, reach)
+        best += response
+    onward = best.max(axis=1).tolist()
+    beyond = edges[0] - strip.s[0], strip.s[-1] - edges[1]
+    return np.array([0.0 if room < _OPEN else amplitude / len(arcs)
+                     for room, amplitude in zip(beyond, onward, strict=True)])
 
 
 @dataclass(frozen=True)
@@ -1089,8 +1110,9 @@ class _Fan:
     """Directions in which a line may go on beyond an end.
 
     Attributes:
-        offsets: (R, 2, F, 2) float32 px along the shaft and across, from either end.
-        ahead: (F,) float32, 0 where a path may begin, far below elsewhere.
+        offsets: (R 2 F, 4) float32 px along the shaft and across, and from which of its ends
+            (1, 0 or 0, 1).
+        ahead: (2, F) float32, 0 where a path may begin, far below elsewhere.
         reaches: for each arc, the (1, N) kernel of how far aside it may lead on.
     """
 
@@ -1105,15 +1127,17 @@ def _fan(turn: float) -> _Fan:
     reaches = [np.ones((1, 2 * int(np.ceil(4.0 / (radius * _FAN_STEP))) + 1), np.uint8)
                for radius in _FAN_RADII[1::3]]
     rays = np.column_stack([np.cos(angles), np.sin(angles)])
-    offsets = _FAN_RADII[:, None, None, None] * np.stack([rays * (-1.0, 1.0), rays])
-    return _Fan(offsets.astype(np.float32),
-                np.where(np.abs(angles) < 0.7, 0.0, -9.0).astype(np.float32), reaches)
+    offsets = np.zeros((_FAN_RADII.size, 2, angles.size, 4), np.float32)
+    offsets[..., :2] = _FAN_RADII[:, None, None, None] * np.stack([rays * (-1.0, 1.0), rays])
+    offsets[:, 0, :, 2] = offsets[:, 1, :, 3] = 1.0
+    ahead = np.where(np.abs(angles) < 0.7, 0.0, -9.0).astype(np.float32)
+    return _Fan(offsets.reshape(-1, 4), np.stack([ahead, ahead]), reaches)
 
 
 @lru_cache(maxsize=64)
 def _arc_filters(turn: float, width: float) -> Image:
     """Return (A, F, F) float32 that take the grey levels of an arc to the profile's amplitude."""
-    count = len(_fan(turn).ahead)
+    count = _fan(turn).ahead.shape[1]
     filters = np.zeros((_FAN_RADII[1::3].size, count, count))
     for matrix, radius in zip(filters, _FAN_RADII[1::3], strict=True):
         half = int(np.ceil((3.0 * width + 2.5) / (radius * _FAN_STEP)))

@@ -33,7 +33,7 @@ _ROWS = 128
 _COLUMNS = np.arange(-_NARROW, _NARROW + 1.0)
 _BRIGHTER = 1.6
 _DEEP = 60
-_SETTLED = 3e-2
+_SETTLED = 5e-2
 _SCAN_EDGES = np.repeat(np.arange(-10.0, 10.5, 1.0), 3)
 _SCAN_BLURS = np.tile([1.0, 2.0, 3.5], 21)
 _EVEN = np.linspace(-0.5, 0.5, _ROWS)
@@ -41,6 +41,7 @@ _POWERS = np.stack([np.ones(_ROWS), _EVEN, _EVEN * _EVEN])
 _PULL = (2.6, 1.8)
 """px: the wide profile pulls in from three pixels away, the narrow one sees less clutter."""
 _LOOKS = 3
+_AHEAD = 50.0
 _BLUR_REACH = np.ones((1, 9), np.uint8)
 _NEAR = 0.2
 _LEAST_LINE_VARIANCE = np.diag([1e-6, 1e-10])
@@ -478,7 +479,7 @@ class _Strip:
             return None
         self._view(_best_width(self))
         self._move_onto(self._centre_line())
-        self._span_run()
+        self._span_run(min(30.0 + 0.3 * self.run_length, 90.0))
         self.sample(_HALF_WIDTH)
         self._view(self.template.width)
         return self._measured() if self.find_run() else None
@@ -500,7 +501,7 @@ class _Strip:
             width = _best_width(self)
             if abs(fit.intercept) + half * abs(fit.slope) < _NEAR * width:
                 break
-        self._span_run()
+        self._span_run(_AHEAD)
         self.sample(_HALF_WIDTH)
         self.run = slice(*self.s.searchsorted((-half, half)).tolist())
         if self.run_length < 0.6 * self.model.minimum_length:
@@ -532,12 +533,11 @@ class _Strip:
 
         A bright line beside the shaft, or across it, would otherwise pass for the end of it.
         """
-        return np.maximum(self.responses[2], self.responses[3])
+        return np.asarray(np.maximum(self.responses[2], self.responses[3]))
 
-    def _span_run(self) -> None:
-        """Lay the strip over the run found and what lies beyond it, wherever it began."""
+    def _span_run(self, beyond: float) -> None:
+        """Lay the strip over the run found and some px beyond it, wherever it began."""
         first, last = self.s[self.run.start], self.s[self.run.stop - 1]
-        beyond = min(30.0 + 0.3 * self.run_length, 90.0)
         self.s = np.arange(first - beyond, last + beyond + 1.0)
 
     def is_open(self, end: int) -> bool:
@@ -979,7 +979,7 @@ class EdgeFit:
         np.tanh(z * (0.7979 + 0.7979 * 0.044715 * squared), out=step)
         np.exp(-0.5 * squared, out=slope)
         np.multiply(slope, -z, out=stretch)
-        rows -= np.add.reduce(rows, 1, None, None, True) * (1.0 / s.size)
+        rows -= rows.sum(axis=1, keepdims=True) * (1.0 / s.size)
         first, second, third, _ = (rows @ rows.T).tolist()
         power = third[2] + 1e-12
         along, aside, rise = third[0] / power, third[1] / power, third[3] / power
@@ -1002,7 +1002,7 @@ class EdgeFit:
         residual = self._rows[3] - self._rise * self._rows[2]
         influence = np.array(self._weights) @ self._rows[:3]
         spread = float(influence @ _correlate(influence, _autocorrelation(residual)))
-        return spread * float(residual @ residual) / max(residual.size - 4, 1)
+        return float(spread * (residual @ residual) / max(residual.size - 4, 1))
 
 
 def _significance(profile: Array, template: _Template, level: float) -> float:
@@ -1065,9 +1065,9 @@ def _taper(halves: Image) -> float:
     middle = halves.shape[1] // 2
     profiles = np.maximum(halves[:, middle - 9:middle + 10] @ _level_filter(), 0.0)
     sums, heights = profiles.sum(axis=1).tolist(), profiles.max(axis=1).tolist()
-    first, second = (total / max(height, 1e-6) + 1e-3
+    first, second = (float(total / max(height, 1e-6)) + 1e-3
                      for total, height in zip(sums, heights, strict=True))
-    return max(first, second) / min(first, second)
+    return float(max(first, second) / min(first, second))
 
 
 @cache

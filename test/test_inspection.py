@@ -42,7 +42,7 @@ def test_a_whole_file_gives_the_pinhole_and_nothing_to_worry_about(tmp_path: Pat
     ({'SeriesDescription': 'LCA RAO 30'}, 'says RAO, PositionerPrimaryAngle is 30'),
     ({'ProtocolName': 'Cranial 10'}, 'says CRA, PositionerSecondaryAngle is -10'),
     ({'PositionerPrimaryAngle': 200}, 'outside +-180'),
-    ({'PatientOrientation': ['L', 'F']}, 'rows run to the patient'),
+    ({'PatientOrientation': ['A', 'F'], 'PositionerPrimaryAngle': 0}, 'does not fit the angles'),
     ({'FieldOfViewRotation': 45}, 'no quarter turn')])
 def test_what_contradicts_itself_is_found(tmp_path: Path, change, words) -> None:
     said = findings(tmp_path / 'x.dcm', **{**WHOLE, **change})

@@ -14,7 +14,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
@@ -26,10 +26,12 @@ from numpy.typing import NDArray
 from pydicom.encaps import generate_fragments, get_frame, parse_basic_offsets
 from pydicom.pixels import apply_color_lut, get_decoder
 
+from hybrid_guidance.geometry.carm import patient_T_optical
 from hybrid_guidance.geometry.projection import Projection
-from hybrid_guidance.geometry.types import Image
+from hybrid_guidance.geometry.types import Image, Transform
 from hybrid_guidance.imaging.frame import RecordedFrame, SourceError
 from hybrid_guidance.imaging.sector import Mask, View, find_sector, tightened
+from hybrid_guidance.imaging.upright import Flips, flips_between
 
 Modality = Literal['fluoroscopy', 'ultrasound']
 
@@ -40,6 +42,9 @@ MODALITIES: dict[Modality, tuple[str, ...]] = {
     'fluoroscopy': ('XA', 'RF', 'DX', 'CR', 'PX', 'MG', 'IO'), 'ultrasound': ('US',)}
 ECHO_MM = (0.005, 2.0)
 """Millimetres that a pixel of an ultrasound image can be wide."""
+
+ISOCENTRE, CARM = 'isocentre', 'carm'
+"""Frames of how a C-arm stood: about its isocentre in DICOM's axes, and at its source."""
 
 _MAXIMUM_FILE = 4 << 30
 _MAXIMUM_FRAME_BYTES = 256 << 20
@@ -61,10 +66,26 @@ class Gantry:
         secondary_angle: radians, positive towards the head (cranial), or None.
     """
 
-    source_to_detector: float | None
-    source_to_patient: float | None
-    primary_angle: float | None
-    secondary_angle: float | None
+    source_to_detector: float | None = None
+    source_to_patient: float | None = None
+    primary_angle: float | None = None
+    secondary_angle: float | None = None
+
+    def missing(self) -> str:
+        """What is lacking to know where the source stands, in words; '' for nothing."""
+        wanted = ((self.primary_angle, 'the primary angle'),
+                  (self.secondary_angle, 'the secondary angle'),
+                  (self.source_to_patient, 'the distance from source to isocentre'))
+        unknown = ' and '.join(name for value, name in wanted if value is None)
+        steep = self.secondary_angle is not None and abs(np.cos(self.secondary_angle)) < 1e-3
+        return unknown or ('which way is up, at a secondary angle of 90 degrees' if steep else '')
+
+    def pose(self) -> Transform | None:
+        """Return ``isocentre_T_source``, the image's frame in LPS axes; None if ``missing()``."""
+        if self.missing():
+            return None
+        return patient_T_optical(self.primary_angle or 0.0, self.secondary_angle or 0.0,
+                                 self.source_to_patient or 0.0, np.zeros(3))
 
 
 @dataclass(frozen=True)
@@ -89,18 +110,18 @@ class DicomRecording:
         period: seconds from the first frame to where a loop starts over.
         notes: what a user should know.
         times: seconds of each frame since the first.
-        gantry: C-arm pose (X-ray only).
+        gantries: how the C-arm stood at each frame (X-ray only).
     """
 
     def __init__(self, path: Path, read: Callable[[int], Image], times: tuple[float, ...],
                  period: float, projection: Projection, notes: tuple[str, ...],
-                 gantry: Gantry | None) -> None:
+                 gantries: tuple[Gantry, ...] = ()) -> None:
         """Use ``open_dicom``."""
         self.projection = projection
         self.period = period
         self.notes = notes
         self.times = times
-        self.gantry = gantry
+        self.gantries = gantries
         self._path = path
         self._read = read
         self._kept: dict[int, Image] = {}
@@ -109,8 +130,16 @@ class DicomRecording:
     def __len__(self) -> int:
         return len(self.times)
 
+    @property
+    def gantry(self) -> Gantry | None:
+        """How the C-arm stood at the first frame (X-ray only)."""
+        return self.gantries[0] if self.gantries else None
+
     def __getitem__(self, index: int) -> RecordedFrame:
         """Return frame ``index``; its pixels are read-only.
+
+        Of an X-ray, ``transforms`` holds the pose of ``carm`` about ``isocentre`` where the
+        C-arm's angles and distance are known.
 
         Raises:
             IndexError: there is no such frame.
@@ -118,7 +147,9 @@ class DicomRecording:
         """
         if not 0 <= index < len(self):
             raise IndexError(f'{self._path}: no frame {index}, it has {len(self)}')
-        return RecordedFrame(self._pixels(index), self.times[index])
+        pose = self.gantries[index].pose() if self.gantries else None
+        return RecordedFrame(self._pixels(index), self.times[index],
+                             {} if pose is None else {(ISOCENTRE, CARM): pose})
 
     def _pixels(self, index: int) -> Image:
         """Return a frame's pixels, decoded once if there is room.
@@ -139,17 +170,22 @@ class DicomRecording:
         return pixels
 
 
-def open_dicom(path: str | Path, modality: Modality) -> DicomRecording:
+def open_dicom(path: str | Path, modality: Modality, stated: Gantry | None = None,
+               pitch: float | None = None) -> DicomRecording:
     """Open a DICOM file as a recording.
 
     X-ray: focal length in pixels is DistanceSourceToDetector / ImagerPixelSpacing (DICOM PS3.3
     C.8.7.5); the principal point is the detector's centre where the detector and the field of
-    view on it are described, else the image's. Ultrasound: spacing and origin come from
+    view on it are described, else the image's. Pictures whose PatientOrientation says that they
+    are mirrored or turned against ``fluoroscopy_optical_frame`` are brought upright, and the
+    principal point with them. Ultrasound: spacing and origin come from
     SequenceOfUltrasoundRegions (PS3.3 C.8.5.5); the origin is the mid transducer face.
 
     Args:
         path: the file; single or multi-frame, any transfer syntax pydicom can decode.
         modality: what the graph expects from it.
+        stated: what somebody knows of the C-arm; it goes before what the file says (X-ray only).
+        pitch: metres between pixels at the detector, if somebody knows (X-ray only).
 
     Raises:
         SourceError: missing, not DICOM, damaged, of the other modality, or without pixels.
@@ -163,11 +199,13 @@ def open_dicom(path: str | Path, modality: Modality) -> DicomRecording:
         times, period, notes = _times(dataset, layout.frames)
         notes += _meaning(dataset, layout)
         if modality == 'fluoroscopy':
-            gantry, projection, more = _xray(dataset, layout)
-            return DicomRecording(path, decode, times, period, projection, notes + more, gantry)
+            xray = _xray(dataset, layout, stated or Gantry(), pitch)
+            return DicomRecording(
+                path, lambda index: np.ascontiguousarray(xray.flips(decode(index))), times, period,
+                xray.projection, notes + xray.notes, xray.gantries)
         view, projection, more = _ultrasound(dataset, layout, decode)
         return DicomRecording(path, lambda index: view(decode(index)), times, period, projection,
-                              notes + more, None)
+                              notes + more)
 
 
 @contextmanager
@@ -451,36 +489,116 @@ def _frame_time(dataset: Any, frames: int) -> tuple[float, tuple[str, ...]]:
         f'{1.0 / DEFAULT_FRAME_TIME:g} frames per second assumed',)
 
 
-def _xray(dataset: Any, layout: _Layout) -> tuple[Gantry, Projection, tuple[str, ...]]:
-    """Return how the C-arm stood, the pinhole of the image, and notes."""
-    distance_mm = positive_of(dataset, 'DistanceSourceToDetector')
-    patient_mm = positive_of(dataset, 'DistanceSourceToPatient')
-    angles = [number_of(dataset, f'Positioner{which}Angle') for which in ('Primary', 'Secondary')]
-    gantry = Gantry(distance_mm and distance_mm * 1e-3, patient_mm and patient_mm * 1e-3,
-                    *(None if angle is None else float(np.deg2rad(angle)) for angle in angles))
-    notes = _gantry_notes(gantry)
+@dataclass(frozen=True)
+class _Xray:
+    """What the header says of an X-ray run: each frame's gantry, and of all frames the rest."""
+
+    gantries: tuple[Gantry, ...]
+    projection: Projection
+    flips: Flips
+    notes: tuple[str, ...]
+
+
+def _xray(dataset: Any, layout: _Layout, stated: Gantry, pitch: float | None) -> _Xray:
+    """Return how the C-arm stood, the pinhole of the upright image, and notes."""
+    gantry, notes = _gantry(dataset, stated)
+    gantries, moved = _moved(dataset, gantry, layout.frames)
+    flips, turned = _upright(dataset, gantry)
+    notes += moved + turned
     size = (layout.columns, layout.rows)
-    spacing_mm = numbers_of(dataset, 'ImagerPixelSpacing', 2)
-    missing = [tag for tag, value in (('DistanceSourceToDetector (0018,1110)', distance_mm),
+    distance = gantry.source_to_detector
+    spacing_mm = (numbers_of(dataset, 'ImagerPixelSpacing', 2) if pitch is None
+                  else (pitch * 1e3, pitch * 1e3))
+    missing = [tag for tag, value in (('DistanceSourceToDetector (0018,1110)', distance),
                                       ('ImagerPixelSpacing (0018,1164)', spacing_mm))
                if value is None or min(np.atleast_1d(value)) <= 0.0]
-    if missing or distance_mm is None or spacing_mm is None:
-        return gantry, Projection.uncalibrated(size), (
-            *notes, f'uncalibrated: {" and ".join(missing)} missing')
+    upright = (layout.rows, layout.columns) if flips.transpose else size
+    if missing or distance is None or spacing_mm is None:
+        return _Xray(gantries, Projection.uncalibrated(upright), flips, (
+            *notes, f'uncalibrated: {" and ".join(missing)} missing'))
     centre, why = _principal_point(dataset, layout, spacing_mm)
-    focal = (distance_mm / spacing_mm[1], distance_mm / spacing_mm[0])
-    return gantry, Projection.perspective(focal, centre, size), (
-        *notes, why, *_spacing_doubts(dataset, layout, spacing_mm))
+    focal = (distance * 1e3 / spacing_mm[1], distance * 1e3 / spacing_mm[0])
+    projection = Projection.perspective(flips.sizes(focal), flips.pixel(centre, size), upright)
+    return _Xray(gantries, projection, flips, (
+        *notes, why, *_spacing_doubts(dataset, layout, spacing_mm)))
 
 
-def _gantry_notes(gantry: Gantry) -> tuple[str, ...]:
-    notes = []
+def isocentre_mm(dataset: Any) -> float | None:
+    """Return millimetres from source to isocentre, or None."""
+    return positive_of(dataset, 'DistanceSourceToIsocenter') or positive_of(
+        dataset, 'DistanceSourceToPatient')
+
+
+def _gantry(dataset: Any, stated: Gantry) -> tuple[Gantry, tuple[str, ...]]:
+    """Return how the C-arm stood at the first frame, and notes."""
+    distances = [positive_of(dataset, 'DistanceSourceToDetector'), isocentre_mm(dataset)]
+    angles = [number_of(dataset, f'Positioner{which}Angle') for which in ('Primary', 'Secondary')]
+    told = Gantry(*(None if value is None else value * 1e-3 for value in distances),
+                  *(None if angle is None else float(np.deg2rad(angle)) for angle in angles))
+    known = {field.name: getattr(stated, field.name) for field in fields(stated)
+             if getattr(stated, field.name) is not None}
+    gantry = replace(told, **known)
+    notes = [f'{name.replace("_", " ")} as entered by hand; the file says otherwise'
+             for name, value in known.items()
+             if getattr(told, name) is not None and abs(getattr(told, name) - value) > 1e-4]
     if gantry.primary_angle is not None and gantry.secondary_angle is not None:
         primary, secondary = np.rad2deg([gantry.primary_angle, gantry.secondary_angle])
         notes.append(f'C-arm at {primary:g}° (LAO positive), {secondary:g}° (cranial positive)')
     if gantry.source_to_patient is not None:
         notes.append(f'source to patient {gantry.source_to_patient:g} m')
-    return tuple(notes)
+    return gantry, tuple(notes)
+
+
+def _moved(dataset: Any, gantry: Gantry, frames: int) -> tuple[tuple[Gantry, ...],
+                                                               tuple[str, ...]]:
+    """Return how the C-arm stood at each frame of a run.
+
+    PS3.3 C.8.7.5.1.3: increments are offsets from the first angle, one for each frame, or one
+    average step.
+    """
+    if str(find_value(dataset, 'PositionerMotion') or '').strip().upper() != 'DYNAMIC' \
+            or frames == 1:
+        return (gantry,) * frames, ()
+    steps = []
+    for name in ('Primary', 'Secondary'):
+        step = number_of(dataset, f'Positioner{name}AngleIncrement')
+        offsets = (step * np.arange(frames) if step is not None else
+                   numbers_of(dataset, f'Positioner{name}AngleIncrement', frames))
+        steps.append(None if offsets is None else np.deg2rad(offsets))
+    first, second = gantry.primary_angle, gantry.secondary_angle
+    if steps[0] is None or steps[1] is None or first is None or second is None:
+        # Where it stood at the first frame says nothing of the others.
+        unknown = replace(gantry, primary_angle=None, secondary_angle=None)
+        return (gantry, *(unknown,) * (frames - 1)), (
+            'the C-arm moved during the run and the file does not say how: only the first '
+            "frame's angles are known",)
+    return tuple(replace(gantry, primary_angle=first + float(one), secondary_angle=second
+                         + float(other)) for one, other in zip(*steps, strict=True)), (
+        'the C-arm moved during the run: each frame has its own angles',)
+
+
+def _upright(dataset: Any, gantry: Gantry) -> tuple[Flips, tuple[str, ...]]:
+    """Return what brings the stored picture into the axes of its frame, and a note."""
+    value = find_value(dataset, 'PatientOrientation')
+    letters = [] if value is None or isinstance(value, str) else [str(one) for one in value]
+    stood = replace(gantry, source_to_patient=0.0).pose()
+    if len(letters) != 2 or stood is None:
+        missing = 'angles' if len(letters) == 2 else 'PatientOrientation (0020,0020)'
+        return Flips(), (
+            f"without {missing} the file does not say on which side the patient's left is: the "
+            'picture is assumed as seen along the beam, with the head on top; look for an R or L '
+            "marker: if the patient's left is on the right, as radiologists have it, it is the "
+            'mirror image',)
+    flips = flips_between((letters[0], letters[1]), stood[:3, :2])
+    words = '\\'.join(letters)
+    if flips is None:
+        return Flips(), (f'PatientOrientation {words} does not fit the angles of the C-arm: the '
+                         'picture is left as it is stored; verify on which side the left is',)
+    if flips == Flips():
+        return flips, ()
+    return flips, (f'PatientOrientation {words}: stored otherwise than seen along the beam with '
+                   f'the head on top; the picture is {flips.words}, and the principal point with '
+                   'it',)
 
 
 def _principal_point(dataset: Any, layout: _Layout,

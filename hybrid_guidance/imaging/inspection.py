@@ -23,6 +23,7 @@ from hybrid_guidance.imaging.dicom import (
     Modality,
     explained,
     find_value,
+    isocentre_mm,
     number_of,
     numbers_of,
     open_dicom,
@@ -134,7 +135,7 @@ def _judged(dataset: Any, recording: DicomRecording, modality: Modality) -> _Jud
             _missing_xray, _distances, _spacings, _angles, _orientation)
         findings = tuple(finding for check in checks for finding in check(dataset))
         # What is missing and how the C-arm stands are said already, with what to do.
-        notes = tuple(note for note in notes if not note.text.startswith(('uncal', 'C-arm')))
+        notes = tuple(note for note in notes if not note.text.startswith(('uncal', 'C-arm at')))
         return _facts(dataset, _XRAY_FACTS), _unique(findings + notes), _enter_camera(
             dataset, recording)
     findings = tuple(_ultrasound(dataset))
@@ -180,20 +181,15 @@ def _missing_xray(dataset: Any) -> Iterable[Finding]:
     for keyword, name, cure in cures:
         if numbers_of(dataset, keyword, 2 if keyword == 'ImagerPixelSpacing' else 1) is None:
             yield Finding('missing', f'{name} is not in the file, or is no number', cure)
-    if _isocentre(dataset) is None:
+    if isocentre_mm(dataset) is None:
         yield Finding('missing', 'source to isocentre (0018,1111 or 0018,9402) is not in the file',
                       'needed for the pose of the source, not for CameraInfo; a property of the '
                       'C-arm, in its manual')
 
 
-def _isocentre(dataset: Any) -> float | None:
-    return positive_of(dataset, 'DistanceSourceToIsocenter') or positive_of(
-        dataset, 'DistanceSourceToPatient')
-
-
 def _distances(dataset: Any) -> Iterable[Finding]:
     """Compare the distances with each other and with what C-arms are like."""
-    detector, patient = positive_of(dataset, 'DistanceSourceToDetector'), _isocentre(dataset)
+    detector, patient = positive_of(dataset, 'DistanceSourceToDetector'), isocentre_mm(dataset)
     for name, value in (('source to detector', detector), ('source to patient', patient)):
         if value is not None and not _SOURCE_MM[0] <= value <= _SOURCE_MM[1]:
             hint = ' (centimetres or metres instead of millimetres?)' if value < 250 else ''
@@ -225,7 +221,7 @@ def _spacings(dataset: Any) -> Iterable[Finding]:
                       'not the pitch at the detector; it gives no focal length by itself',
                       'times SID / SOD, if it was calibrated at the isocentre, it is the pitch')
         return
-    detector, patient = positive_of(dataset, 'DistanceSourceToDetector'), _isocentre(dataset)
+    detector, patient = positive_of(dataset, 'DistanceSourceToDetector'), isocentre_mm(dataset)
     ratio = imager[1] / pixel[1] if pixel[1] > 0 else 0.0
     if abs(ratio - 1.0) < 0.005:
         yield Finding('note', 'PixelSpacing equals ImagerPixelSpacing: a length in the patient is '
@@ -257,9 +253,6 @@ def _angles(dataset: Any) -> Iterable[Finding]:
         yield Finding('note', f'{abs(primary):g} degrees {side}, if it was counted as DICOM does',
                       f"in a chest with the patient's left on the right of the picture, {side} has "
                       f'the spine on the {right} of the heart')
-    if str(find_value(dataset, 'PositionerMotion') or '').upper() == 'DYNAMIC':
-        yield Finding('note', 'the C-arm moved during the run: angles and geometry are those of '
-                      'the first frame')
     position = str(find_value(dataset, 'PatientPosition') or '').upper()
     if position and position != 'HFS':
         yield Finding('note', f'the patient lay {position}, not HFS: angles are about the patient, '
@@ -280,20 +273,6 @@ def _orientation(dataset: Any) -> Iterable[Finding]:
     if turn is not None and turn % 90.0:
         yield Finding('contradiction', f'FieldOfViewRotation of {turn:g} degrees is no quarter '
                       'turn')
-    sides = find_value(dataset, 'PatientOrientation')
-    rows = str(sides[0])[:1].upper() if sides and not isinstance(sides, str) else ''
-    primary = number_of(dataset, 'PositionerPrimaryAngle')
-    seen_along = {'R': True, 'L': False}.get(rows)
-    if seen_along is None or primary is None or abs(primary) > 60.0:
-        yield Finding('assumed', "the file does not say on which side the patient's left is: the "
-                      "picture is taken as seen along the beam, the patient's right on the right",
-                      "look for an R or L marker; if the patient's left is on the right, as "
-                      'radiologists have it, mirror the images and the principal point')
-    elif not seen_along:
-        yield Finding('contradiction', "rows run to the patient's left: seen against the beam, as "
-                      'radiologists have it, while fluoroscopy_optical_frame looks along it',
-                      'mirror the images left to right, and the principal point with them '
-                      '(cx becomes width - 1 - cx)')
 
 
 def _enter_camera(dataset: Any, recording: DicomRecording) -> tuple[str, ...]:

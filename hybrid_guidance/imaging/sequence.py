@@ -22,6 +22,7 @@ from hybrid_guidance.geometry.projection import Projection
 from hybrid_guidance.geometry.types import Array, Image, Transform
 from hybrid_guidance.imaging.frame import RecordedFrame, SourceError
 from hybrid_guidance.imaging.geometry import ImageGeometry
+from hybrid_guidance.imaging.upright import Flips
 
 DEFAULT_FRAME_TIME = 1.0 / 30.0
 """Seconds between frames where a file has no time stamps."""
@@ -101,7 +102,7 @@ class SequenceRecording:
         numbers: of the frames as the device counted them; None where the file has none.
     """
 
-    def __init__(self, images: NDArray[Any] | None, kept: list[int], flips: '_Flips',
+    def __init__(self, images: NDArray[Any] | None, kept: list[int], flips: Flips,
                  times: Array, start_time: float,
                  transforms: Mapping[tuple[str, str], tuple[Array, NDArray[np.bool_]]],
                  projection: Projection, notes: tuple[str, ...],
@@ -135,19 +136,6 @@ class SequenceRecording:
             _grey(self._flips(image)), self.times[index],
             {pair: matrices[index] for pair, (matrices, good) in self._transforms.items()
              if good[index]})
-
-
-@dataclass(frozen=True)
-class _Flips:
-    """What brings an image to marked side left, transducer up."""
-
-    transpose: bool
-    horizontal: bool
-    vertical: bool
-
-    def __call__(self, image: NDArray[Any]) -> NDArray[Any]:
-        image = image.swapaxes(0, 1) if self.transpose else image
-        return image[::-1 if self.vertical else 1, ::-1 if self.horizontal else 1]
 
 
 def open_sequence(path: str | Path, geometry: ImageGeometry | None = None) -> SequenceRecording:
@@ -362,7 +350,7 @@ def _pixel_bytes(source: Path, offset: int, fields: Mapping[str, str], shape: _S
 
 
 def _flips(path: Path, header: _Header,
-           images: NDArray[Any] | None) -> tuple[_Flips, tuple[str, ...]]:
+           images: NDArray[Any] | None) -> tuple[Flips, tuple[str, ...]]:
     """Return what turns the images upright (PLUS's orientation MF).
 
     The first letter tells where columns go, the second where rows go, a third (of a volume)
@@ -370,15 +358,15 @@ def _flips(path: Path, header: _Header,
     """
     code = header.fields.get('ultrasoundimageorientation', '').upper()
     if images is None:
-        return _Flips(False, False, False), ()
+        return Flips(), ()
     if code in ('', 'XX'):
-        return _Flips(False, False, False), (
+        return Flips(), (
             'no UltrasoundImageOrientation: marked side assumed left, transducer up (MF)',)
     letters = set(code[:2])
     if len(code) not in (2, 3) or len(letters & set('MU')) != 1 or len(letters & set('FN')) != 1:
         raise SourceError(f'{path}: UltrasoundImageOrientation "{code}" is not supported; '
                           'export it as MF')
-    return _Flips(code[0] in 'FN', 'U' in letters, 'N' in letters), ()
+    return Flips(code[0] in 'FN', 'U' in letters, 'N' in letters), ()
 
 
 def _kept(path: Path, fields: list[Mapping[str, str]],

@@ -14,7 +14,12 @@ from numpy.typing import NDArray
 from hybrid_guidance.calibration import chart
 from hybrid_guidance.calibration import file as calibration_file
 from hybrid_guidance.calibration.beads import find_beads, match_beads
-from hybrid_guidance.calibration.carm import BeadView, calibrate_carm, locate_probe
+from hybrid_guidance.calibration.carm import (
+    BeadView,
+    calibrate_carm,
+    gantry_covariance,
+    locate_probe,
+)
 from hybrid_guidance.calibration.chart import Panel, Series, histogram
 from hybrid_guidance.calibration.file import KINDS, Calibration, CalibrationError, Delay
 from hybrid_guidance.calibration.gates import require_held_out, require_samples
@@ -43,7 +48,7 @@ from hybrid_guidance.calibration.ultrasound_spatial import (
 )
 from hybrid_guidance.calibration.wires import WirePhantom, find_spots, match_wires
 from hybrid_guidance.geometry import rigid
-from hybrid_guidance.geometry.covariance import relative
+from hybrid_guidance.geometry.covariance import of_point, relative
 from hybrid_guidance.geometry.types import Array, Image, Transform
 from hybrid_guidance.imaging.dicom import open_dicom
 from hybrid_guidance.imaging.sequence import SequenceRecording, open_sequence
@@ -523,6 +528,44 @@ def _carm(arguments: argparse.Namespace) -> Outcome:
             found.errors, '', chart.BLUE, float(found.errors.max())),))))
 
 
+def _add_gantry(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('--source-to-isocentre', type=float, required=True, metavar='MM',
+                        help='distance, from the manual or the DICOM file')
+    for name, default, unit, text in (
+            ('angle', 0.5, 'DEG', 'of an angle on the console, and of the turn of the detector'),
+            ('distance', 5.0, 'MM', 'of the distance from source to isocentre'),
+            ('isocentre', 2.0, 'MM', 'of the point about which the beam turns')):
+        parser.add_argument(f'--{name}-error', type=float, default=default, metavar=unit,
+                            help=f'standard deviation {text} (default: %(default)g)')
+
+
+def _take_gantry(arguments: argparse.Namespace) -> Outcome:
+    given = (arguments.source_to_isocentre, arguments.angle_error, arguments.distance_error,
+             arguments.isocentre_error)
+    if not (300.0 <= given[0] <= 2000.0 and all(0.0 < value < 100.0 for value in given[1:])):
+        raise CalibrationError('a C-arm has 300 to 2000 mm from source to isocentre, and standard '
+                               'deviations are above 0 and below 100 (degrees and millimetres)')
+    distance, along, around = given[0] * 1e-3, given[2] * 1e-3, given[3] * 1e-3
+    covariance = gantry_covariance(distance, float(np.deg2rad(given[1])), along, around)
+    parent, child = KINDS['carm']
+    entry = Calibration(
+        'carm', parent, child, np.eye(4), covariance, 'angles and distance of the gantry taken at '
+        'their word, nothing measured', *_dates(arguments), samples=None, inliers=None,
+        residual=None, held_out_error=None, made_by=_made_by(arguments))
+    depth = np.linspace(-0.15, 0.15, 31)
+    across = np.array([float(np.sqrt(of_point(
+        np.eye(4), covariance, np.array([0.0, 0.0, distance + offset]))[0, 0]))
+        for offset in depth])
+    lines = (
+        'carm <- fluoroscopy_optical_frame is nothing: carm is where the gantry says',
+        f'across the beam this is worth {across[15] * _MM:.2f} mm at the isocentre and '
+        f'{across[-1] * _MM:.2f} mm 150 mm from it (standard deviation, as entered)',
+        'nothing was measured: "hybrid-guidance calibrate carm" does that')
+    return Outcome(entry, lines, (
+        Panel('What is entered means across the beam', 'from the isocentre (mm)', 'sd (mm)', (
+            Series(depth * _MM, across * _MM, '', chart.BLUE, True),)),))
+
+
 def _add_probe(parser: argparse.ArgumentParser) -> None:
     _files(parser, image='one X-ray image in which the beads on the probe are seen')
     _add_beads(parser, 'millimetres in the frame of the probe')
@@ -588,6 +631,8 @@ _KINDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None],
     'phantom': (_add_phantom, _phantom, 'where a phantom is, by its landmarks'),
     'hand-eye': (_add_hand_eye, _hand_eye, 'a sensor or marker on the flange of a robot'),
     'carm': (_add_carm, _carm, 'intrinsics and pose of a C-arm, by a bead phantom'),
+    'gantry': (_add_gantry, _take_gantry,
+               'an untracked C-arm: its own angles and distance, with what they are worth'),
     'fluoroscopy-ultrasound': (_add_probe, _probe,
                                'the probe in the X-ray image, by its beads; no tracker needed'),
 }

@@ -287,3 +287,28 @@ def _bead_left_out(pose: Transform, view: BeadView, camera: Array,
                         camera, distortion)[0]
         squares.append(float(np.sum((found - view.pixels[index])**2)))
     return float(np.sqrt(np.mean(squares)))
+
+
+def gantry_covariance(source_to_isocentre: float, angle: float, distance: float,
+                      isocentre: float) -> Array:
+    """Return the (6, 6) covariance of a source that stands where the gantry's angles put it.
+
+    An angle that is wrong turns source and image together about the isocentre: what lies there
+    stays where it is in the image. So rotation and translation are not independent.
+
+    Args:
+        source_to_isocentre: metres.
+        angle: radians, standard deviation about each axis.
+        distance: metres, standard deviation along the beam.
+        isocentre: metres, standard deviation of each coordinate of where the beam turns.
+
+    Returns:
+        m² and rad², translation first, in the axes of the image.
+    """
+    # The isocentre lies ahead of the source: a turn w moves the source by (0, 0, distance) x w.
+    lever = rigid.skew(np.array([0.0, 0.0, source_to_isocentre]))
+    jacobian = np.vstack([lever, np.eye(3)]) * angle
+    covariance = jacobian @ jacobian.T
+    covariance[:3, :3] += isocentre**2 * np.eye(3)
+    covariance[2, 2] += distance**2
+    return np.asarray(covariance)

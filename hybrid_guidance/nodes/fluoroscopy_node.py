@@ -17,9 +17,10 @@ from hybrid_guidance.procedure import load_procedure
 from hybrid_guidance.ros import qos
 from hybrid_guidance.ros.calibration import load_beliefs, load_calibrations, load_delay
 from hybrid_guidance.ros.frames import FramePublisher, Playback
+from hybrid_guidance.ros.gantry import GantryParameters, GantryPoses
 from hybrid_guidance.ros.ground_truth import GroundTruth
 from hybrid_guidance.ros.health import ERROR
-from hybrid_guidance.ros.live import LIVE, LiveImages, LiveParameters, Project, Undistort
+from hybrid_guidance.ros.live import LIVE, LiveImages, Project, Undistort
 from hybrid_guidance.ros.node import GuidanceNode, run
 from hybrid_guidance.simulation.anatomy import build_patient
 from hybrid_guidance.simulation.instruments import Needle
@@ -31,7 +32,7 @@ SOURCES = ('simulated', 'dicom', 'images', *LIVE)
 
 
 @dataclass(frozen=True)
-class FluoroscopyParameters(LiveParameters):
+class FluoroscopyParameters(GantryParameters):
     """Parameters of ``fluoroscopy_node``."""
 
     source: str = parameter('simulated', choices=SOURCES, fixed=True, meaning=(
@@ -53,11 +54,14 @@ class FluoroscopyParameters(LiveParameters):
 
 
 class FluoroscopyNode(GuidanceNode[FluoroscopyParameters]):
-    """Publishes X-ray images with their projection, and what they cost in dose."""
+    """Publishes X-ray images with their projection, what they cost in dose, and the gantry."""
 
     def __init__(self) -> None:
         super().__init__('fluoroscopy_node', FluoroscopyParameters)
-        self._publisher = FramePublisher(self, 'fluoroscopy', 'fluoroscopy_optical_frame')
+        self._live: LiveImages | None = None
+        self._gantry = GantryPoses(self)
+        self._publisher = FramePublisher(self, 'fluoroscopy', 'fluoroscopy_optical_frame',
+                                         self._gantry.publish)
         self._kerma = self.create_publisher(Float64, 'fluoroscopy/air_kerma', qos.STATE)
         self._area = self.create_publisher(
             Float64, 'fluoroscopy/kerma_area_product', qos.STATE)
@@ -72,11 +76,13 @@ class FluoroscopyNode(GuidanceNode[FluoroscopyParameters]):
             self._show_live()
         else:
             self._playback = Playback(
-                self, self._publisher, self.parameters.file, self._open, self.parameters.loop)
+                self, self._publisher, self.parameters.file, self._open, self.parameters.loop,
+                self._gantry.take)
 
     def _open(self, file: str) -> Recording:
         if self.parameters.source == 'dicom':
-            return open_dicom(file, 'fluoroscopy')
+            return open_dicom(file, 'fluoroscopy', self.parameters.stated(),
+                              self.parameters.pixel_pitch or None)
         project, undistort, _ = self._intrinsics()
         return open_images(file, self.parameters.rate, project, undistort)
 
@@ -97,13 +103,14 @@ class FluoroscopyNode(GuidanceNode[FluoroscopyParameters]):
             self.health.set('calibration', False, str(error), ERROR)
 
         def project(size: tuple[int, int]) -> Projection:
-            known = camera is not None and camera.size == size
-            return camera.projection() if known else Projection.uncalibrated(size)
+            if camera is None:
+                return self.parameters.projection(size)
+            return camera.projection() if camera.size == size else Projection.uncalibrated(size)
         return project, camera.undistorted if camera else lambda image: image, delay
 
     def destroy_node(self) -> None:
         """Let go of the live source first."""
-        if self.parameters.source in LIVE:
+        if self._live is not None:
             self._live.close()
         super().destroy_node()
 

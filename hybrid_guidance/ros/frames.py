@@ -37,10 +37,12 @@ class FramePublisher:
         node: the publisher's node.
         sensor: ``fluoroscopy`` or ``ultrasound``.
         frame_id: of the sensor.
+        before: called with the stamp (ns) of each frame before it is published.
     """
 
-    def __init__(self, node: Node, sensor: str, frame_id: str) -> None:
-        self._frame_id = frame_id
+    def __init__(self, node: Node, sensor: str, frame_id: str,
+                 before: Callable[[int], None] = lambda stamp: None) -> None:
+        self._frame_id, self._before = frame_id, before
         self._info = node.create_publisher(CameraInfo, f'{sensor}/camera_info', qos.CAMERA_INFO)
         self._image = node.create_publisher(Image, f'{sensor}/image_raw', qos.IMAGE)
 
@@ -51,6 +53,7 @@ class FramePublisher:
 
     def publish(self, frame: Frame) -> None:
         """Publish one frame."""
+        self._before(frame.stamp_ns)
         self._info.publish(camera_info_message(frame.projection, self._frame_id, frame.stamp_ns))
         self._image.publish(image_message(frame.pixels, self._frame_id, frame.stamp_ns))
 

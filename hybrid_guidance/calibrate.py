@@ -4,12 +4,12 @@ import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
+from functools import lru_cache
 from getpass import getuser
 from pathlib import Path
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from hybrid_guidance.calibration import chart
 from hybrid_guidance.calibration import file as calibration_file
@@ -37,7 +37,13 @@ from hybrid_guidance.calibration.plus_phantom import (
     read_transform,
     read_wires,
 )
-from hybrid_guidance.calibration.recorded import read_tf, track_of
+from hybrid_guidance.calibration.recorded import (
+    Pictures,
+    is_bag,
+    read_images,
+    read_tf,
+    track_of,
+)
 from hybrid_guidance.calibration.temporal import calibrate_delay, floor_depth
 from hybrid_guidance.calibration.track import Track
 from hybrid_guidance.calibration.ultrasound_spatial import (
@@ -51,7 +57,7 @@ from hybrid_guidance.geometry import rigid
 from hybrid_guidance.geometry.covariance import of_point, relative
 from hybrid_guidance.geometry.types import Array, Image, Transform
 from hybrid_guidance.imaging.dicom import open_dicom
-from hybrid_guidance.imaging.sequence import SequenceRecording, open_sequence
+from hybrid_guidance.imaging.sequence import open_sequence
 
 _MM = 1e3
 
@@ -77,6 +83,13 @@ def add_parser(parser: argparse.ArgumentParser) -> None:
     for name, (add, _, text) in _KINDS.items():
         kind = kinds.add_parser(name, help=text, description=text)
         add(kind)
+        if name in _LIVE:
+            kind.add_argument('--record', type=float, metavar='SECONDS', help=(
+                'record from the running graph first: every recording named that does not exist '
+                'yet becomes a rosbag2 folder, then all is as with files'))
+        if name in _LIVE and _LIVE[name].sensor:
+            kind.add_argument('--topic', default=f'/{_LIVE[name].sensor}/image_raw', help=(
+                'images, live and in a rosbag2 recording (default: %(default)s)'))
         kind.add_argument('--output', type=Path, default=Path('calibration.yaml'), metavar='FILE',
                           help='calibration file; other entries in it stay (default: %(default)s)')
         kind.add_argument('--valid-for', type=float, default=365.0, metavar='DAYS',
@@ -85,6 +98,8 @@ def add_parser(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run one calibration; nothing is written unless every gate is passed."""
+    if getattr(arguments, 'record', None) is not None:
+        _record(arguments)
     outcome = _KINDS[arguments.kind][1](arguments)
     calibration_file.update(arguments.output, outcome.entry)
     stem = arguments.output.with_suffix('')
@@ -125,17 +140,62 @@ def _frames(parser: argparse.ArgumentParser, **names: str) -> None:
                             help='name of that frame in the recording (default: %(default)s)')
 
 
+_sequence = lru_cache(maxsize=2)(open_sequence)
+
+
 def _track(path: Path, parent: str, child: str) -> Track:
     """Return a track out of a sequence or a bag."""
-    if path.is_dir() or path.suffix == '.mcap':
+    if is_bag(path):
         return read_tf(path, parent, child)
-    return track_of(open_sequence(path), path, parent, child)
+    return track_of(_sequence(path), path, parent, child)
+
+
+def _pictures(path: Path, topic: str) -> Pictures:
+    """Return the images of a sequence or a bag."""
+    if is_bag(path):
+        return read_images(path, topic)
+    recording = _sequence(path)
+    return Pictures(recording.start_time + np.array(recording.times),
+                    lambda index: recording[index].pixels,
+                    None if recording.numbers is None else np.array(recording.numbers))
+
+
+@dataclass(frozen=True)
+class _Live:
+    """What a kind of calibration needs of the running graph.
+
+    Attributes:
+        files: arguments that name recordings.
+        pairs: arguments that name the (parent, child) frames whose poses it needs.
+        sensor: whose images it needs; '' for none.
+    """
+
+    files: tuple[str, ...]
+    pairs: tuple[tuple[str, str], ...] = ()
+    sensor: str = ''
+
+
+def _record(arguments: argparse.Namespace) -> None:
+    """Record whatever is named and does not exist yet."""
+    from hybrid_guidance.record import record
+    live = _LIVE[arguments.kind]
+    named = [getattr(arguments, name) for name in live.files]
+    paths = [path for one in named if one is not None
+             for path in (one if isinstance(one, list) else [one])]
+    new = [path for path in paths if not path.exists()]
+    if not new:
+        raise CalibrationError(f'{", ".join(map(str, paths))}: there already, so there is nothing '
+                               'to record; name another, or leave --record out')
+    for path in new:
+        record(path, arguments.record, [
+            (getattr(arguments, parent), getattr(arguments, child)) for parent, child in live.pairs
+        ], arguments.topic if live.sensor else '', lambda words: print(words, flush=True))
 
 
 # --- ultrasound-spatial
 
 def _add_spatial(parser: argparse.ArgumentParser) -> None:
-    _files(parser, recording='tracked images of an N-wire phantom (sequence)')
+    _files(parser, recording='tracked images of an N-wire phantom (sequence or bag)')
     parser.add_argument('--phantom', type=Path, required=True, metavar='FILE',
                         help='PLUS device set with the wires and, unless --registration is given, '
                              'Phantom to Reference')
@@ -158,17 +218,14 @@ def _add_spatial(parser: argparse.ArgumentParser) -> None:
 def _spatial(arguments: argparse.Namespace) -> Outcome:
     phantom = read_wires(arguments.phantom)
     reference_T_phantom = _registered(arguments)
-    recording = open_sequence(arguments.recording)
-    used, seen = _wire_views(recording, arguments.recording, phantom, reference_T_phantom,
-                             arguments)
+    used, seen = _wire_views(arguments.recording, phantom, reference_T_phantom, arguments)
     if arguments.validation is not None:
-        held, held_seen = _wire_views(open_sequence(arguments.validation), arguments.validation,
-                                      phantom, reference_T_phantom, arguments)
+        held, held_seen = _wire_views(arguments.validation, phantom, reference_T_phantom, arguments)
     else:
         part = np.arange(len(used)) * 16 // max(len(used), 1) % 4 == 3
         used, held, held_seen = used.subset(~part), used.subset(part), int(part.sum())
     face = arguments.origin or read_face(arguments.phantom) or (
-        (recording.projection.width - 1) / 2.0, 0.0)
+        (_pictures(arguments.recording, arguments.topic).read(0).shape[1] - 1) / 2.0, 0.0)
     spacing = None if arguments.spacing is None else (
         arguments.spacing[0] * 1e-3, arguments.spacing[1] * 1e-3)
     found = calibrate_wires(used, (float(face[0]), float(face[1])), spacing=spacing,
@@ -201,25 +258,24 @@ def _registered(arguments: argparse.Namespace) -> Transform:
                            '"hybrid-guidance calibrate phantom"')
 
 
-def _wire_views(recording: SequenceRecording, path: Path, phantom: WirePhantom,
-                reference_T_phantom: Transform,
+def _wire_views(path: Path, phantom: WirePhantom, reference_T_phantom: Transform,
                 arguments: argparse.Namespace) -> tuple[WireViews, int]:
     """Return the images in which all wires were found, and how many images there were."""
-    track = track_of(recording, path, arguments.probe, arguments.reference)
+    pictures = _pictures(path, arguments.topic)
+    track = _track(path, arguments.probe, arguments.reference)
     track = Track(track.times, track.poses @ reference_T_phantom)
     pixels, times, flips = [], [], []
-    for index in range(len(recording)):
-        frame = recording[index]
-        match = match_wires(find_spots(frame.pixels), phantom)
+    for index, time in enumerate(pictures.times.tolist()):
+        match = match_wires(find_spots(pictures.read(index)), phantom)
         if match is not None:
             pixels.append(match.pixels)
-            times.append(recording.start_time + frame.time)
+            times.append(time)
             flips.append(match.flip)
     require_samples(len(pixels), 20, f'images of {path.name} in which all wires were found')
     # The phantom cannot turn round within a recording: what most images say holds.
     usual = max(set(flips), key=flips.count)
     keep = np.array([flip == usual for flip in flips])
-    return WireViews(np.array(pixels)[keep], np.array(times)[keep], track, phantom), len(recording)
+    return WireViews(np.array(pixels)[keep], np.array(times)[keep], track, phantom), len(pictures)
 
 
 def _best_95(errors: Array) -> float:
@@ -271,7 +327,8 @@ def _spatial_panels(found: ProbeCalibration, used: WireViews, residual: Array,
 # --- ultrasound-temporal
 
 def _add_temporal(parser: argparse.ArgumentParser) -> None:
-    _files(parser, images='recording of a probe moved up and down over a flat floor (sequence)')
+    _files(parser, images=(
+        'recording of a probe moved up and down over a flat floor (sequence or bag)'))
     parser.add_argument('tracker', type=Path, nargs='?',
                         help='poses, if they are in a file of their own (sequence or bag)')
     parser.add_argument('--span', type=float, default=0.5, metavar='S',
@@ -280,26 +337,23 @@ def _add_temporal(parser: argparse.ArgumentParser) -> None:
 
 
 def _temporal(arguments: argparse.Namespace) -> Outcome:
-    recording = open_sequence(arguments.images)
+    pictures = _pictures(arguments.images, arguments.topic)
     track = _track(arguments.tracker or arguments.images, arguments.reference, arguments.probe)
-    stamps = recording.start_time + np.array(recording.times)
-    floor = np.array([floor_depth(recording[index].pixels) for index in range(len(recording))])
-    numbers: NDArray[np.intp] | None = None
-    if recording.numbers is not None:
-        numbers = np.array(recording.numbers)
-    found = calibrate_delay(stamps, floor, track, numbers=numbers, span=arguments.span)
+    floor = np.array([floor_depth(pictures.read(index)) for index in range(len(pictures))])
+    found = calibrate_delay(pictures.times, floor, track, numbers=pictures.numbers,
+                            span=arguments.span)
     clock = ("stamps smoothed to a regular clock by the frames' numbers: that explains the "
              'motion better than the stamps as they are' if found.regular else
              'stamps as recorded')
     entry = Delay('ultrasound', found.delay, found.deviation, 'floor of a water tank, '
                   + ('regular clock' if found.regular else 'stamps as recorded'),
-                  *_dates(arguments), samples=len(recording), inliers=found.inliers,
+                  *_dates(arguments), samples=len(pictures), inliers=found.inliers,
                   residual=found.residual, held_out_error=found.held_out,
                   made_by=_made_by(arguments))
     lines = (
         f'images are stamped {found.delay * _MM:.1f} ± {found.deviation * _MM:.1f} ms later than '
         f'poses of the same moment (PLUS: tracker lag {-found.delay * _MM:.1f} ms)', clock,
-        f'floor found in {found.samples} of {len(recording)} images, {found.inliers} agree',
+        f'floor found in {found.samples} of {len(pictures)} images, {found.inliers} agree',
         f'left unexplained {found.residual * _MM:.3f} mm rms, held out {found.held_out * _MM:.3f}')
     seconds = found.times - found.times[0]
     return Outcome(entry, lines, (
@@ -442,7 +496,7 @@ def _hand_eye(arguments: argparse.Namespace) -> Outcome:
 
 def _add_carm(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('images', type=Path, nargs='+',
-                        help='X-ray images of the bead phantom (DICOM, PNG or TIFF)')
+                        help='X-ray images of the bead phantom (DICOM, PNG, TIFF or bag)')
     _add_beads(parser, 'millimetres in the frame of the phantom')
     parser.add_argument('--focal', type=float, required=True, metavar='PX', help=(
         'about: source to detector over pixel spacing'))
@@ -623,6 +677,15 @@ def _intrinsics(arguments: argparse.Namespace) -> tuple[Array, Array | None]:
                            'with "hybrid-guidance calibrate carm"')
 
 
+_LIVE = {
+    'ultrasound-spatial': _Live(('recording', 'validation'), (('reference', 'probe'),),
+                                'ultrasound'),
+    'ultrasound-temporal': _Live(('images',), (('reference', 'probe'),), 'ultrasound'),
+    'pivot': _Live(('recording', 'second'), (('reference', 'marker'),)),
+    'phantom': _Live(('recording',), (('reference', 'marker'),)),
+    'hand-eye': _Live(('recording',), (('base', 'flange'), ('eye', 'target'))),
+    'carm': _Live(('images',), sensor='fluoroscopy'),
+}
 _KINDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None],
                         Callable[[argparse.Namespace], Outcome], str]] = {
     'ultrasound-spatial': (_add_spatial, _spatial, 'where the image lies in the probe: N-wires'),

@@ -1,18 +1,58 @@
 """What calibrations need out of recordings: tracks of frames, and images with their times."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from hybrid_guidance.calibration.file import CalibrationError
 from hybrid_guidance.calibration.track import Track
 from hybrid_guidance.geometry import rigid
-from hybrid_guidance.geometry.types import Transform
-from hybrid_guidance.imaging.sequence import SequenceRecording
+from hybrid_guidance.geometry.types import Array, Image, Transform
+from hybrid_guidance.imaging.sequence import SequenceRecording, snake_case
 
 Pair = tuple[str, str]
+
+DELAY = 'delay taken off, s'
+"""What an image node calls, on /diagnostics, the delay it has taken off its stamps already."""
+
+_NAMES = {'Probe': 'ultrasound_probe', 'Tracker': 'world'}
+_MOST_BYTES = 2 << 30
+_COLOURS = {'rgb8': cv2.COLOR_RGB2GRAY, 'bgr8': cv2.COLOR_BGR2GRAY}
+_DEPTHS = {'mono8': 1, '8UC1': 1, 'mono16': 2, '16UC1': 2}
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Images of a recording.
+
+    Attributes:
+        times: (N,) seconds, on the clock of the recorded poses.
+        read: returns the (H, W) grey levels of one.
+        numbers: (N,) as the device counted them, if it did.
+    """
+
+    times: Array
+    read: Callable[[int], Image]
+    numbers: NDArray[np.intp] | None = None
+
+    def __len__(self) -> int:
+        return len(self.times)
+
+
+def is_bag(path: Path) -> bool:
+    """Tell whether a recording is one of rosbag2."""
+    return path.is_dir() or path.suffix == '.mcap'
+
+
+def graph_frame(name: str, known: 'set[str] | frozenset[str]') -> str:
+    """Return what the graph calls a frame: the name itself, or that of PLUS in its own words."""
+    return name if name in known else _NAMES.get(name, snake_case(name))
 
 
 def connect(transforms: Mapping[Pair, Transform], parent: str, child: str) -> Transform | None:
@@ -65,7 +105,7 @@ def read_tf(path: Path, parent: str, child: str) -> Track:
 
     Args:
         path: folder of the bag, or its .mcap file.
-        parent: frame to take points to.
+        parent: frame to take points to; PLUS's names are understood (``graph_frame``).
         child: frame to take points from.
 
     Raises:
@@ -73,10 +113,12 @@ def read_tf(path: Path, parent: str, child: str) -> Track:
     """
     fixed, moving = _edges(path)
     shape = {pair: np.eye(4) for pair in (*fixed, *moving)}
+    names = {name for pair in shape for name in pair}
+    parent, child = graph_frame(parent, names), graph_frame(child, names)
     if connect(shape, parent, child) is None:
-        names = sorted({name for pair in shape for name in pair})
-        raise CalibrationError(f'{path}: {child} and {parent} are not connected on /tf; the '
-                               f'recording has the frames {", ".join(names) or "none"}')
+        raise CalibrationError(
+            f'{path}: {child} and {parent} are not connected on /tf; the recording has the frames '
+            f'{", ".join(sorted(names)) or "none"}')
     # Only what lies on the way: another tracker's pause must not cost samples.
     used = {pair: samples for pair, samples in moving.items() if connect(
         {other: pose for other, pose in shape.items() if other != pair}, parent, child) is None}
@@ -93,29 +135,101 @@ def read_tf(path: Path, parent: str, child: str) -> Track:
     return Track(times[good], np.array(poses))
 
 
-def _edges(path: Path) -> tuple[dict[Pair, Transform], dict[Pair, dict[float, Transform]]]:
-    """Return transforms that stand still, and by seconds those that move."""
+def read_images(path: Path, topic: str) -> Pictures:
+    """Return the images of one topic of a rosbag2 recording, in order of their stamps.
+
+    What a node of this graph took off their stamps, and said on /diagnostics, is put back: a
+    calibration must find the whole delay, not what an earlier one left over.
+
+    Raises:
+        CalibrationError: not a bag, no images on the topic, of a kind that is no image of grey
+            levels, or more than memory should hold.
+    """
+    found: dict[float, Image] = {}
+    delay, size, node = 0.0, 0, f'{topic.rpartition("/")[0].rpartition("/")[2]}_node'
+    for name, kind, message in _messages(path, (topic, '/diagnostics')):
+        if name == topic and kind == 'sensor_msgs/msg/Image':
+            pixels = _grey(path, message)
+            size += pixels.nbytes
+            found[_seconds(message.header.stamp)] = pixels
+            if size > _MOST_BYTES:
+                raise CalibrationError(f'{path}: holds more than {_MOST_BYTES >> 30} GiB of '
+                                       'images; record for a shorter time')
+        elif name == '/diagnostics':
+            delay = _delay_taken_off(message, node, delay)
+    if not found:
+        raise CalibrationError(f'{path}: has no images on {topic}; record it with the poses')
+    stamps = sorted(found)
+    return Pictures(np.array(stamps) + delay, [found[stamp] for stamp in stamps].__getitem__)
+
+
+def _delay_taken_off(message: Any, node: str, known: float) -> float:
+    """Return the seconds that a node says it took off, or what was known before."""
+    for status in message.status:
+        if status.name.strip('/').split('/')[-1] == node:
+            for item in status.values:
+                if item.key == DELAY:
+                    return float(item.value)
+    return known
+
+
+def _grey(path: Path, message: Any) -> Image:
+    """Return (H, W) grey levels of an image message."""
+    colour = _COLOURS.get(message.encoding)
+    depth = 3 if colour is not None else _DEPTHS.get(message.encoding, 0)
+    row = message.width * depth
+    data = np.frombuffer(message.data, np.uint8)
+    if not row or message.step < row or len(data) < message.step * message.height:
+        raise CalibrationError(f'{path}: an image of {message.width} x {message.height} '
+                               f'{message.encoding} cannot be read; record mono8, mono16, rgb8 or '
+                               'bgr8')
+    rows = data[:message.step * message.height].reshape(message.height, message.step)[:, :row]
+    if colour is not None:
+        return np.asarray(cv2.cvtColor(np.ascontiguousarray(rows).reshape(
+            message.height, message.width, 3), colour))
+    kind = np.dtype(np.uint8 if depth == 1 else '>u2' if message.is_bigendian else '<u2')
+    return np.ascontiguousarray(rows).view(kind).astype(kind.newbyteorder('='))
+
+
+def _messages(path: Path, topics: tuple[str, ...]) -> Iterator[tuple[str, str, Any]]:
+    """Yield (topic, type, message) of a rosbag2 recording, as they were recorded.
+
+    Raises:
+        CalibrationError: no recording that can be read.
+    """
+    if find_spec('rosbags') is None:
+        raise CalibrationError(f'{path}: recordings of ROS 2 need rosbags: pip install rosbags')
     from rosbags.highlevel import AnyReader, AnyReaderError
     from rosbags.typesys import Stores, get_typestore
-    fixed: dict[Pair, Transform] = {}
-    moving: dict[Pair, dict[float, Transform]] = {}
     folder = path.parent if path.suffix == '.mcap' else path
     try:
         with AnyReader([folder], default_typestore=get_typestore(Stores.LATEST)) as reader:
-            topics = [item for item in reader.connections if item.topic in ('/tf', '/tf_static')]
-            for connection, _, data in reader.messages(connections=topics):
-                message: Any = reader.deserialize(data, connection.msgtype)
-                for item in message.transforms:
-                    pair, pose = (item.header.frame_id, item.child_frame_id), _pose(item.transform)
-                    if connection.topic == '/tf_static':
-                        fixed[pair] = pose
-                    else:
-                        stamp = item.header.stamp
-                        moving.setdefault(pair, {})[stamp.sec + stamp.nanosec * 1e-9] = pose
+            wanted = [item for item in reader.connections if item.topic in topics]
+            # No connection at all would mean all of them.
+            for connection, _, data in reader.messages(connections=wanted) if wanted else ():
+                yield (connection.topic, connection.msgtype,
+                       reader.deserialize(data, connection.msgtype))
     except (AnyReaderError, OSError, ValueError, KeyError) as error:
         raise CalibrationError(f'{path}: is not a rosbag2 recording that can be read ({error}); '
                                'name the folder that "ros2 bag record" made') from error
+
+
+def _edges(path: Path) -> tuple[dict[Pair, Transform], dict[Pair, dict[float, Transform]]]:
+    """Return transforms that stand still, and by seconds those that move."""
+    fixed: dict[Pair, Transform] = {}
+    moving: dict[Pair, dict[float, Transform]] = {}
+    for topic, _, message in _messages(path, ('/tf', '/tf_static')):
+        for item in message.transforms:
+            pair, pose = (item.header.frame_id, item.child_frame_id), _pose(item.transform)
+            if topic == '/tf_static':
+                fixed[pair] = pose
+            else:
+                moving.setdefault(pair, {})[_seconds(item.header.stamp)] = pose
     return fixed, {pair: samples for pair, samples in moving.items() if len(samples) > 1}
+
+
+def _seconds(stamp: Any) -> float:
+    return float(stamp.sec + stamp.nanosec * 1e-9)
 
 
 def _pose(message: Any) -> Transform:

@@ -165,6 +165,11 @@ def open_sequence(path: str | Path, geometry: ImageGeometry | None = None) -> Se
                           f'{_EXPORT}') from error
 
 
+def snake_case(name: str) -> str:
+    """Return a recorded name as a frame of the graph: ``phantom_tip`` for ``PhantomTip``."""
+    return re.sub(r'(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])', '_', name).lower()
+
+
 def _open(path: Path, geometry: ImageGeometry | None) -> SequenceRecording:
     header = _read_header(path)
     shape = _shape(path, header)

@@ -31,15 +31,17 @@ class RecorderParameters:
 
     directory: str = parameter('bag', fixed=True, meaning=(
         'where the bag is written; one that is there is replaced'))
+    topics: str = parameter('', fixed=True, meaning=(
+        'topics recorded, with spaces between; empty: every one that appears'))
     image_rate: float = parameter(0.0, low=0.0, high=1000.0, unit='Hz', fixed=True, meaning=(
         'images recorded of each topic and second, at most; 0 is all of them'))
 
 
 class RecorderNode(GuidanceNode[RecorderParameters]):
-    """Subscribes to every topic that appears and writes what comes, undecoded."""
+    """Subscribes to topics as they appear and writes what comes, undecoded."""
 
-    def __init__(self) -> None:
-        super().__init__('recorder_node', RecorderParameters)
+    def __init__(self, **options: Any) -> None:
+        super().__init__('recorder_node', RecorderParameters, **options)
         directory = Path(self.parameters.directory)
         if (directory / 'metadata.yaml').exists():
             shutil.rmtree(directory)
@@ -48,12 +50,15 @@ class RecorderNode(GuidanceNode[RecorderParameters]):
         self._writer.set_compression(CompressionMode.STORAGE, CompressionFormat.ZSTD)
         self._writer.open()
         self._types = get_typestore(Stores.ROS2_KILTED)
+        self._wanted = frozenset(self.parameters.topics.split())
         self._topics: set[str] = set()
         self._last_ns: dict[str, int] = {}
         self.create_timer(0.25, self._discover)
 
     def _discover(self) -> None:
         for topic, types in self.get_topic_names_and_types():
+            if self._wanted and topic not in self._wanted:
+                continue
             publishers = self.get_publishers_info_by_topic(topic)
             if topic not in self._topics and publishers:
                 self._topics.add(topic)

@@ -11,6 +11,7 @@ from sensor_msgs.msg import CameraInfo, Image
 from hybrid_guidance.geometry.rigid import inverse
 from hybrid_guidance.imaging.frame import Frame, RecordedFrame, Recording, SourceError
 from hybrid_guidance.imaging.player import Player, frame_times
+from hybrid_guidance.imaging.sequence import snake_case
 from hybrid_guidance.parameters import ParameterError
 from hybrid_guidance.ros import qos, tf
 from hybrid_guidance.ros.convert import camera_info_message, image_message, transform_message
@@ -266,7 +267,7 @@ def choose_frames(pairs: Iterable[Pair], names: Mapping[str, str]) -> tuple[
     """
     wanted = []
     for pair in pairs:
-        parent, child = (names.get(name) or _snake(name) for name in pair)
+        parent, child = (names.get(name) or snake_case(name) for name in pair)
         is_inverted = child == ROOT
         wanted.append((pair, (child, parent) if is_inverted else (parent, child), is_inverted))
     chosen: dict[Pair, tuple[Pair, bool]] = {}
@@ -294,8 +295,3 @@ def _refusal(parent: str, child: str, parents: Mapping[str, str]) -> str:
             return f'{child} would be its own ancestor'
         ancestor = parents.get(ancestor)
     return ''
-
-
-def _snake(name: str) -> str:
-    """Return ``phantom_tip`` for ``PhantomTip``."""
-    return re.sub(r'(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])', '_', name).lower()

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from hybrid_guidance.calibration.recorded import DELAY
 from hybrid_guidance.geometry.projection import Projection
 from hybrid_guidance.geometry.types import Image
 from hybrid_guidance.imaging.frame import Frame, LiveStream, SourceError
@@ -130,6 +131,8 @@ class LiveImages:
         health, stream = self._node.health, self._stream
         assert stream is not None
         health.set('source', not stream.trouble, f'no source: {stream.trouble}')
+        # A recording for calibration must know it: what is left over is not the whole delay.
+        health.value(DELAY, self._delay_ns * 1e-9)
         for key, number in (('frames', self._published), ('dropped', stream.dropped),
                             ('repeated', stream.repeated), ('opened', stream.opened)):
             health.value(key, number)

@@ -7,6 +7,7 @@ from datetime import datetime, timedelta, timezone
 from functools import lru_cache
 from getpass import getuser
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import cv2
 import numpy as np
@@ -47,9 +48,12 @@ from hybrid_guidance.calibration.recorded import (
 from hybrid_guidance.calibration.temporal import calibrate_delay, floor_depth
 from hybrid_guidance.calibration.track import Track
 from hybrid_guidance.calibration.ultrasound_spatial import (
+    PointViews,
     ProbeCalibration,
     WireViews,
+    calibrate_point,
     calibrate_wires,
+    point_errors,
     wire_errors,
 )
 from hybrid_guidance.calibration.wires import WirePhantom, find_spots, match_wires
@@ -60,6 +64,9 @@ from hybrid_guidance.imaging.dicom import open_dicom
 from hybrid_guidance.imaging.sequence import open_sequence
 
 _MM = 1e3
+_TARGETS = {'wires': 'N-wires', 'point': 'one fixed point'}
+
+V = TypeVar('V', WireViews, PointViews)
 
 
 @dataclass(frozen=True)
@@ -195,56 +202,116 @@ def _record(arguments: argparse.Namespace) -> None:
 # --- ultrasound-spatial
 
 def _add_spatial(parser: argparse.ArgumentParser) -> None:
-    _files(parser, recording='tracked images of an N-wire phantom (sequence or bag)')
-    parser.add_argument('--phantom', type=Path, required=True, metavar='FILE',
+    _files(parser, recording=(
+        'tracked images of an N-wire phantom, or of one point (sequence or bag)'))
+    parser.add_argument('--target', choices=('wires', 'point'), default='wires', help=(
+        'wires: N-wires; point: a point, bead or cross-wire that stands still in --reference '
+        '(default: %(default)s)'))
+    parser.add_argument('--phantom', type=Path, metavar='FILE',
                         help='PLUS device set with the wires and, unless --registration is given, '
-                             'Phantom to Reference')
+                             'Phantom to Reference; needed for wires')
     parser.add_argument('--registration', type=Path, metavar='FILE',
                         help='calibration file with the entry "phantom"')
     parser.add_argument('--validation', type=Path, metavar='FILE',
-                        help='second recording that is only predicted; without it every fourth '
-                             'part of the first is held out')
+                        help='second recording that is only predicted (of a point: one that has '
+                             'not moved); without it every fourth part of the first is held out')
     parser.add_argument('--origin', type=float, nargs=2, metavar=('U', 'V'),
                         help='pixel of the mid transducer face (default: that of the device set, '
                              'else the top centre)')
     parser.add_argument('--spacing', type=float, nargs=2, metavar=('X', 'Y'),
                         help='mm per pixel, if known; solved otherwise')
-    parser.add_argument('--no-delay', action='store_true', help='images and poses are in step')
+    parser.add_argument('--no-delay', action='store_true', help=(
+        'images and poses are in step, or were taken one by one standing still'))
     parser.add_argument('--limit', type=float, default=1.0, metavar='MM',
                         help='largest mean held-out error accepted (default: %(default)g)')
     _frames(parser, probe='Probe', reference='Reference')
 
 
+@dataclass(frozen=True)
+class _Target(Generic[V]):
+    """How images of one kind of target are read, solved and judged.
+
+    Attributes:
+        name: of what is looked for in an image.
+        look: path to the views in which it was found, and how many images there were.
+        solve: views, origin, spacing and whether to solve the delay, to the calibration.
+        errors: of views under a calibration, metres.
+        typical: error of many, metres: of a point the median, because the brightest spot of an
+            image is not always the point.
+        panels: of the picture.
+    """
+
+    name: str
+    look: Callable[[Path], tuple[V, int]]
+    solve: Callable[..., ProbeCalibration]
+    errors: Callable[[ProbeCalibration, V], Array]
+    typical: Callable[[Array], float]
+    panels: Callable[[ProbeCalibration, V, Array, Array], tuple[Panel, ...]]
+
+
 def _spatial(arguments: argparse.Namespace) -> Outcome:
-    phantom = read_wires(arguments.phantom)
-    reference_T_phantom = _registered(arguments)
-    used, seen = _wire_views(arguments.recording, phantom, reference_T_phantom, arguments)
+    if arguments.target == 'point':
+        return _spatial_of(arguments, _Target(
+            'the point', lambda path: _point_views(path, arguments), calibrate_point, point_errors,
+            lambda errors: float(np.median(errors)), _point_panels))
+    if arguments.phantom is None:
+        raise CalibrationError('--phantom: name the description of the N-wires, or look at one '
+                               'point with --target point')
+    phantom, reference_T_phantom = read_wires(arguments.phantom), _registered(arguments)
+    return _spatial_of(arguments, _Target(
+        'all wires', lambda path: _wire_views(path, phantom, reference_T_phantom, arguments),
+        calibrate_wires, wire_errors, lambda errors: float(errors.mean()), _wire_panels))
+
+
+def _spatial_of(arguments: argparse.Namespace, target: '_Target[V]') -> Outcome:
+    used, seen = target.look(arguments.recording)
     if arguments.validation is not None:
-        held, held_seen = _wire_views(arguments.validation, phantom, reference_T_phantom, arguments)
+        held, held_seen = target.look(arguments.validation)
     else:
         part = np.arange(len(used)) * 16 // max(len(used), 1) % 4 == 3
         used, held, held_seen = used.subset(~part), used.subset(part), int(part.sum())
-    face = arguments.origin or read_face(arguments.phantom) or (
-        (_pictures(arguments.recording, arguments.topic).read(0).shape[1] - 1) / 2.0, 0.0)
+        seen -= held_seen
     spacing = None if arguments.spacing is None else (
         arguments.spacing[0] * 1e-3, arguments.spacing[1] * 1e-3)
-    found = calibrate_wires(used, (float(face[0]), float(face[1])), spacing=spacing,
-                            solve_delay=not arguments.no_delay)
-    require_samples(len(held), 5, 'held-out images in which all wires were found')
-    residual, unseen = wire_errors(found, used), wire_errors(found, held)
-    require_held_out(float(unseen.mean()) * _MM, arguments.limit, 'mm', (
-        'register the phantom again, check that the probe marker is tight, and move the probe '
-        'slowly over the whole phantom'))
+    found = target.solve(used, _face(arguments), spacing=spacing,
+                         solve_delay=not arguments.no_delay)
+    require_samples(len(held), 5, f'held-out images in which {target.name} was found')
+    residual, unseen = target.errors(found, used), target.errors(found, held)
+    require_held_out(target.typical(unseen) * _MM, arguments.limit, 'mm', (
+        'check that the target and the probe marker are tight, register a phantom again, and '
+        'move the probe slowly over the whole target'))
     parent, child = KINDS['ultrasound-spatial']
     entry = Calibration(
         'ultrasound-spatial', parent, child, found.transform, found.covariance,
-        'N-wires, RANSAC and robust least squares' + ('' if spacing else ', spacing solved'),
+        f'{_TARGETS[arguments.target]}, RANSAC and robust least squares'
+        + ('' if spacing else ', spacing solved'),
         *_dates(arguments), samples=seen, inliers=found.inliers,
-        residual=float(residual.mean()), held_out_error=float(unseen.mean()),
+        residual=target.typical(residual), held_out_error=target.typical(unseen),
         made_by=_made_by(arguments), image=found.geometry)
-    return Outcome(entry, _spatial_lines(found, residual, unseen, (seen, len(used), held_seen,
-                                                                   len(held))),
-                   _spatial_panels(found, used, residual, unseen))
+    counts = seen, len(used), held_seen, len(held)
+    return Outcome(entry, _spatial_lines(found, arguments.target, residual, unseen, counts),
+                   target.panels(found, used, residual, unseen))
+
+
+def _face(arguments: argparse.Namespace) -> tuple[float, float]:
+    """Return the pixel of the mid transducer face: as given, of the device set, or top centre."""
+    face = arguments.origin or (arguments.phantom and read_face(arguments.phantom)) or (
+        (_pictures(arguments.recording, arguments.topic).read(0).shape[1] - 1) / 2.0, 0.0)
+    return float(face[0]), float(face[1])
+
+
+def _point_views(path: Path, arguments: argparse.Namespace) -> tuple[PointViews, int]:
+    """Return the images with a bright spot, and how many images there were."""
+    pictures = _pictures(path, arguments.topic)
+    track = _track(path, arguments.reference, arguments.probe)
+    pixels, times = [], []
+    for index, time in enumerate(pictures.times.tolist()):
+        spots = find_spots(pictures.read(index), maximum=1)
+        if len(spots):
+            pixels.append(spots[0, :2])
+            times.append(time)
+    require_samples(len(pixels), 30, f'images of {path.name} in which the point was found')
+    return PointViews(np.array(pixels), np.array(times), track), len(pictures)
 
 
 def _registered(arguments: argparse.Namespace) -> Transform:
@@ -283,13 +350,13 @@ def _best_95(errors: Array) -> float:
     return float(np.sort(errors.ravel())[:round(0.95 * errors.size)].mean()) * _MM
 
 
-def _spatial_lines(found: ProbeCalibration, residual: Array, unseen: Array,
+def _spatial_lines(found: ProbeCalibration, target: str, residual: Array, unseen: Array,
                    counts: tuple[int, int, int, int]) -> tuple[str, ...]:
     deviation = np.sqrt(np.diag(found.covariance))
     spacing = np.array(found.geometry.spacing) * _MM
     return (
-        'ultrasound_probe <- ultrasound_image from N-wires',
-        f'wires found in {counts[1]} of {counts[0]} images used, {found.inliers} agree; in '
+        f'ultrasound_probe <- ultrasound_image from {_TARGETS[target]}',
+        f'{target} found in {counts[1]} of {counts[0]} images used, {found.inliers} agree; in '
         f'{counts[3]} of {counts[2]} held out',
         f'pixel spacing {spacing[0]:.5f} x {spacing[1]:.5f} mm',
         f'images late by {found.delay * _MM:.1f} ± {found.delay_deviation * _MM:.1f} ms',
@@ -297,13 +364,14 @@ def _spatial_lines(found: ProbeCalibration, residual: Array, unseen: Array,
         f'{np.round(np.rad2deg(deviation[3:]), 2).tolist()}° (blocks of time left out)',
         f'3-D error of images used: mean {residual.mean() * _MM:.3f} mm, '
         f'sd {residual.std() * _MM:.3f}, best 95 % {_best_95(residual):.3f}',
-        f'3-D error held out: mean {unseen.mean() * _MM:.3f} mm, sd {unseen.std() * _MM:.3f}, '
+        f'3-D error held out: mean {unseen.mean() * _MM:.3f} mm, median '
+        f'{np.median(unseen) * _MM:.3f}, sd {unseen.std() * _MM:.3f}, '
         f'worst {unseen.max() * _MM:.3f}, best 95 % {_best_95(unseen):.3f} (the mean that PLUS '
         'states)')
 
 
-def _spatial_panels(found: ProbeCalibration, used: WireViews, residual: Array,
-                    unseen: Array) -> tuple[Panel, ...]:
+def _wire_panels(found: ProbeCalibration, used: WireViews, residual: Array,
+                 unseen: Array) -> tuple[Panel, ...]:
     top = float(max(residual.max(), unseen.max())) * _MM
     outer, middle = used.pixels[:, :, ::2].reshape(-1, 2), used.pixels[:, :, 1].reshape(-1, 2)
     expected, _ = used.crossings(found.delay)
@@ -322,6 +390,19 @@ def _spatial_panels(found: ProbeCalibration, used: WireViews, residual: Array,
                                    strict=False))),
         Panel('Left over: in the image', 'lateral (mm)', 'depth (mm)', (
             Series(side[..., 0].ravel(), side[..., 1].ravel()),)))
+
+
+def _point_panels(found: ProbeCalibration, used: PointViews, residual: Array,
+                  unseen: Array) -> tuple[Panel, ...]:
+    top = float(max(residual.max(), unseen.max())) * _MM
+    return (
+        Panel('Where the point was seen', 'u (px)', 'v (px)', (
+            Series(used.pixels[:, 0], used.pixels[:, 1]),), image=True),
+        Panel('3-D distance from its place', 'error (mm)', 'share (%)', (
+            histogram(residual * _MM, 'used', chart.BLUE, top),
+            histogram(unseen * _MM, 'held out', chart.ORANGE, top))),
+        Panel('3-D distance, image by image', 'image used', 'mm', (
+            Series(np.arange(len(residual), dtype=float), residual * _MM),)))
 
 
 # --- ultrasound-temporal
@@ -688,7 +769,8 @@ _LIVE = {
 }
 _KINDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None],
                         Callable[[argparse.Namespace], Outcome], str]] = {
-    'ultrasound-spatial': (_add_spatial, _spatial, 'where the image lies in the probe: N-wires'),
+    'ultrasound-spatial': (_add_spatial, _spatial,
+                           'where the image lies in the probe, by N-wires or a point'),
     'ultrasound-temporal': (_add_temporal, _temporal, 'how late images are against the tracker'),
     'pivot': (_add_pivot, _pivot, 'the tip of a pointer, and its axis'),
     'phantom': (_add_phantom, _phantom, 'where a phantom is, by its landmarks'),

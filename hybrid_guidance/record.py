@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING
 from hybrid_guidance.calibration.file import CalibrationError
 
 if TYPE_CHECKING:
-    from hybrid_guidance.ros.coverage import Coverage
+    from hybrid_guidance.ros.executor import MessageExecutor
 
 Say = Callable[[str], None]
 
 _START_S = 10.0
 _WORDS_S = 2.0
-_LOOK_S = 0.03
 
 
 def record(path: Path, seconds: float, pairs: Sequence[tuple[str, str]], images: str,
@@ -42,19 +41,20 @@ def record(path: Path, seconds: float, pairs: Sequence[tuple[str, str]], images:
     from hybrid_guidance.ros import environment
     from hybrid_guidance.ros.coverage import Coverage
     from hybrid_guidance.ros.embedded import embedded
+    from hybrid_guidance.ros.executor import MessageExecutor
     environment.prepare()
     topics = ' '.join(filter(None, ('/tf', '/tf_static', '/diagnostics', images)))
     try:
-        with embedded(RecorderNode, {'directory': str(path), 'topics': topics}) as (node, work):
-            coverage = Coverage(node, pairs, images)
-            _work(work, coverage, _START_S, until=lambda: not coverage.missing)
+        with embedded(RecorderNode, {'directory': str(path), 'topics': topics}) as (node, _):
+            coverage, executor = Coverage(node, pairs, images), MessageExecutor(node)
+            _spin(executor, _START_S, lambda: not coverage.missing)
             if coverage.missing:
                 raise CalibrationError(f'{coverage.missing} within {_START_S:g} s; start the graph '
                                        'and the tracker, and name frames and topics as they do')
             say(f'{path}: recording for {seconds:g} s')
             begun = time.monotonic()
             while (gone := time.monotonic() - begun) < seconds:
-                _work(work, coverage, min(_WORDS_S, seconds - gone))
+                _spin(executor, min(_WORDS_S, seconds - gone))
                 say(f'{min(time.monotonic() - begun, seconds):5.0f} of {seconds:g} s  '
                     f'{coverage.words}')
     except BaseException:
@@ -63,12 +63,7 @@ def record(path: Path, seconds: float, pairs: Sequence[tuple[str, str]], images:
         raise
 
 
-def _work(work: Callable[[float], None], coverage: 'Coverage', seconds: float,
-          until: Callable[[], bool] = lambda: False) -> None:
+def _spin(executor: 'MessageExecutor', seconds: float,
+          done: Callable[[], bool] = lambda: False) -> None:
     end = time.monotonic() + seconds
-    look = 0.0
-    while (now := time.monotonic()) < end and not until():
-        work(0.02)
-        if now >= look:
-            coverage.look()
-            look = now + _LOOK_S
+    executor.spin(lambda: done() or time.monotonic() >= end)

@@ -29,7 +29,8 @@ _PARAMETERS = ('the position of the image along x', 'the position of the image a
                'the tilt of the image about y', 'the tilt of the image about z',
                'the pixel spacing across', 'the pixel spacing along the beam', 'the delay')
 _SCALE = np.array([1e-3] * 3 + [1e-2] * 3 + [0.01] * 2 + [0.01])
-_AXES = ('x (lateral)', 'y (depth)', 'z (elevation)')
+_AXES = ("marker's x", "marker's y", "marker's z")
+_PIXEL = 1.0 / 500.0
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,9 @@ class PointViews:
     def subset(self, keep: NDArray[np.intp] | NDArray[np.bool_]) -> 'PointViews':
         """Return some of the images; the track stays whole."""
         return replace(self, pixels=self.pixels[keep], times=self.times[keep])
+
+
+Views = WireViews | PointViews
 
 
 @dataclass(frozen=True)
@@ -166,71 +170,63 @@ def calibrate_wires(views: WireViews, origin: tuple[float, float], *,
     poses = views.track.at(views.times)[0]
     gates.require_rotation_spread(poses[:, :3, :3].swapaxes(1, 2), np.deg2rad(1.0),
                                   'the probe', axes=1)
-
-    def errors_of(chosen: NDArray[np.intp]) -> Array:
-        errors = np.linalg.norm(_wire_residuals(_linear(views.subset(chosen), spacing), views),
-                                axis=-1)
-        return np.asarray(np.sqrt(np.mean(errors**2, axis=1)))
-    inliers = consensus(len(views), 6, errors_of, tolerance)
-    gates.require_inliers(int(inliers.sum()), len(views), 0.6, 'images')
-    used = views.subset(inliers)
-    free = _free(spacing is None)
-
-    def fit(part: WireViews) -> tuple[Solution, Array]:
-        start = _linear(part, spacing, _delay(part, spacing) if solve_delay else 0.0)
-        solution = _solve(lambda x: _wire_residuals(x, part).ravel(), start, free, 3)
-        return solution, _whole(solution, start, free)
-    solution, x = fit(used)
-    gates.require_conditioned(solution, _CONDITION, tuple(np.array(_PARAMETERS)[free]), (
+    return _calibrate(views, origin, spacing, solve_delay, 6, tolerance, (
         'move the probe over the whole phantom, tilt it both ways and turn it in the hand'))
-    return _result(x, origin, used, lambda keep: fit(used.subset(keep))[1], len(views))
 
 
-def calibrate_point(views: PointViews, start: ProbeCalibration, *, solve_spacing: bool = True,
+def calibrate_point(views: PointViews, origin: tuple[float, float], *,
+                    spacing: tuple[float, float] | None = None, solve_delay: bool = True,
                     tolerance: float = 4e-3) -> ProbeCalibration:
     """Solve the image plane from images of one fixed point or cross-wire.
 
+    No first guess is needed: that the point stands still is linear in the columns of the
+    unknown matrix, its corner and the place of the point.
+
     Args:
         views: images.
-        start: a rough calibration, for example measured by hand: within about 30° and 5 cm.
-        solve_spacing: whether the pixel spacing is solved; otherwise that of ``start`` stays.
-        tolerance: metres, of an image that agrees.
+        origin: pixel of the mid transducer face.
+        spacing: metres per pixel, if it is known and shall stay.
+        solve_delay: whether images may be late against the tracker; not of poses one by one.
+        tolerance: metres, of an image that agrees (RANSAC).
 
     Raises:
         GateError: too few images, a rotation that is missing, or a plane not determined.
     """
+    if solve_delay:
+        # A delay shows in motion filmed in one go, and there a jump is an error of the tracker.
+        views = replace(views, track=views.track.without_glitches())
     views = views.subset(views.track.at(views.times)[1])
     gates.require_samples(len(views), 30, 'images of the point')
     poses = views.track.at(views.times)[0]
-    axes = poses[:, :3, :3] @ start.transform[:3, :3]
-    gates.require_rotation_spread(axes, _ROTATION, 'the probe', _AXES, axes=3)
-    free = np.concatenate([_free(solve_spacing), [True] * 3])
-    initial = _start(start)
-    world = np.einsum('nij,nj->ni', poses[:, :3, :3], start.points(views.pixels)) + poses[:, :3, 3]
-    initial = np.concatenate([initial, np.median(world, axis=0)])
-
-    def fit(part: PointViews, robust: bool = True) -> Solution:
-        return _solve(lambda x: _point_residuals(x, part).ravel(), initial, free, 3, robust)
-    solution = fit(views)
-    errors = np.linalg.norm(_point_residuals(_whole(solution, initial, free), views), axis=-1)
-    inliers = errors <= max(tolerance, 3.0 * float(np.median(errors)))
-    gates.require_inliers(int(inliers.sum()), len(views), 0.6, 'images of the point')
-    used = views.subset(inliers)
-    solution = fit(used)
-    gates.require_conditioned(solution, _CONDITION, tuple(np.array(
-        [*_PARAMETERS, *('the place of the point',) * 3])[free]), (
+    gates.require_rotation_spread(poses[:, :3, :3], _ROTATION, 'the probe', _AXES, axes=3)
+    return _calibrate(views, origin, spacing, solve_delay, 8, tolerance, (
         'tilt the probe in all three directions, and let the point wander over the whole image'))
-    values = _whole(solution, initial, free)
-    result = _result(values, start.geometry.origin, used,
-                     lambda keep: _whole(fit(used.subset(keep)), initial, free), len(views))
-    return replace(result, target=values[9:])
 
 
-def _free(spacing: bool) -> NDArray[np.bool_]:
-    return np.array([True] * 6 + [spacing] * 2 + [False])
+def _calibrate(views: Views, origin: tuple[float, float], spacing: tuple[float, float] | None,
+               solve_delay: bool, least: int, tolerance: float, cure: str) -> ProbeCalibration:
+    """Find the images that agree, from draws of ``least``, and adjust to them."""
+    def errors_of(chosen: NDArray[np.intp]) -> Array:
+        errors = _residuals(_linear(views.subset(chosen), spacing), views)
+        return np.asarray(np.sqrt(np.mean(np.sum(errors**2, axis=-1).reshape(len(views), -1),
+                                          axis=1)))
+    inliers = consensus(len(views), least, errors_of, tolerance)
+    gates.require_inliers(int(inliers.sum()), len(views), 0.6, 'images')
+    used = views.subset(inliers)
+    names = np.array([*_PARAMETERS, *('the place of the point',) * 3])
+
+    def fit(part: Views) -> tuple[Solution, Array, NDArray[np.bool_]]:
+        start = _linear(part, spacing, _delay(part, spacing) if solve_delay else 0.0)
+        free = np.array([True] * 6 + [spacing is None] * 2 + [False] + [True] * (len(start) - 9))
+        solution = _solve(lambda x: _residuals(x, part).ravel(), start, free, 3)
+        start[free] = solution.values
+        return solution, start, free
+    solution, x, free = fit(used)
+    gates.require_conditioned(solution, _CONDITION, tuple(names[:len(x)][free]), cure)
+    return _result(x, origin, used, lambda keep: fit(used.subset(keep))[1], len(views))
 
 
-def _delay(views: WireViews, spacing: tuple[float, float] | None, span: float = 0.15) -> float:
+def _delay(views: Views, spacing: tuple[float, float] | None, span: float = 0.15) -> float:
     """Return the delay at which a linear fit leaves least.
 
     A pose read between two noisy samples is less noisy than either: its variance falls by
@@ -239,7 +235,7 @@ def _delay(views: WireViews, spacing: tuple[float, float] | None, span: float = 
     fitted beside the cubic whose minimum is the delay.
     """
     def cost(delay: float) -> float:
-        return float(np.sum(_wire_residuals(_linear(views, spacing, delay), views)**2))
+        return float(np.sum(_residuals(_linear(views, spacing, delay), views)**2))
 
     def dent(delay: float) -> float:
         times, at = views.track.times, views.times - delay
@@ -261,8 +257,8 @@ def _delay(views: WireViews, spacing: tuple[float, float] | None, span: float = 
     return float(np.clip(best, -span, span))
 
 
-def _solve(function: Callable[[Array], Array], start: Array, free: NDArray[np.bool_], group: int,
-           robust: bool = True) -> Solution:
+def _solve(function: Callable[[Array], Array], start: Array, free: NDArray[np.bool_],
+           group: int) -> Solution:
     """Adjust the free ones of all parameters."""
     def residuals(values: Array) -> Array:
         x = start.copy()
@@ -270,13 +266,7 @@ def _solve(function: Callable[[Array], Array], start: Array, free: NDArray[np.bo
         return function(x)
     scale = np.concatenate([_SCALE, [1e-3] * (len(start) - len(_SCALE))])
     scale[6:8] *= np.abs(start[6:8])
-    return least_squares(residuals, start[free], scale[free], group=group, robust=robust)
-
-
-def _whole(solution: Solution, start: Array, free: NDArray[np.bool_]) -> Array:
-    x = start.copy()
-    x[free] = solution.values
-    return x
+    return least_squares(residuals, start[free], scale[free], group=group, robust=True)
 
 
 def _plane(x: Array, pixels: Pixels) -> Points:
@@ -285,24 +275,48 @@ def _plane(x: Array, pixels: Pixels) -> Points:
     return np.asarray(x[:3] + (pixels * x[6:8]) @ rotation[:, :2].T)
 
 
-def _wire_residuals(x: Array, views: WireViews) -> Array:
+def _residuals(x: Array, views: Views) -> Array:
+    """Return (N, K, 3) metres of wires, (N, 3) of a point, that the parameters leave."""
     # Beyond the ends of the track the nearest pose stands in: a residual must not jump.
-    expected, _ = views.crossings(float(x[8]))
-    return np.asarray(_plane(x, views.pixels[:, :, 1]) - expected)
-
-
-def _point_residuals(x: Array, views: PointViews) -> Array:
+    if isinstance(views, WireViews):
+        expected, _ = views.crossings(float(x[8]))
+        return np.asarray(_plane(x, views.pixels[:, :, 1]) - expected)
     poses, _ = views.track.at(views.times - float(x[8]))
     world = np.einsum('nij,nj->ni', poses[:, :3, :3], _plane(x, views.pixels)) + poses[:, :3, 3]
     return np.asarray(world - x[9:12])
 
 
-def _linear(views: WireViews, spacing: tuple[float, float] | None, delay: float = 0.0) -> Array:
-    """Return parameters from a linear fit of nine numbers, made rigid afterwards."""
-    expected, _ = views.crossings(delay)
-    pixels = views.pixels[:, :, 1].reshape(-1, 2)
-    design = np.column_stack([pixels, np.ones(len(pixels))])
-    matrix = np.linalg.lstsq(design, expected.reshape(-1, 3), rcond=None)[0]
+def _linear(views: Views, spacing: tuple[float, float] | None, delay: float = 0.0) -> Array:
+    """Return parameters from a linear fit of the plane's nine numbers, made rigid afterwards."""
+    if isinstance(views, WireViews):
+        expected, _ = views.crossings(delay)
+        pixels = views.pixels[:, :, 1].reshape(-1, 2)
+        design = np.column_stack([pixels, np.ones(len(pixels))])
+        matrix = np.asarray(np.linalg.lstsq(design, expected.reshape(-1, 3), rcond=None)[0], float)
+        return _rigid_plane(matrix, pixels, spacing, delay)
+    poses, _ = views.track.at(views.times - delay)
+    # R (u a + v b + c) + t = p, in a, b, c and p; pixels scaled, so that no column is small.
+    turns, (u, v) = poses[:, :3, :3], views.pixels.T[:, :, None, None] * _PIXEL
+    stay = np.broadcast_to(-np.eye(3), turns.shape)
+    design = np.concatenate([u * turns, v * turns, turns, stay], axis=2).reshape(-1, 12)
+    solved = np.linalg.lstsq(design, -poses[:, :3, 3].ravel(), rcond=None)[0]
+    found = np.array(solved, float).reshape(4, 3)
+    found[:2] *= _PIXEL
+    x = _rigid_plane(found[:3], views.pixels, spacing, delay)
+    world = np.einsum('nij,nj->ni', turns, _plane(x, views.pixels)) + poses[:, :3, 3]
+    return np.concatenate([x, np.median(world, axis=0)])
+
+
+def _rigid_plane(matrix: Array, pixels: Pixels, spacing: tuple[float, float] | None,
+                 delay: float) -> Array:
+    """Return parameters of the rigid plane next to an affine one.
+
+    Args:
+        matrix: (3, 3) rows: metres a pixel along u, along v, and the corner.
+        pixels: (N, 2), whose mean stays where it is.
+        spacing: metres per pixel, if known.
+        delay: seconds, passed on.
+    """
     left, _, right = np.linalg.svd(matrix[:2].T, full_matrices=False)
     # The closest two axes at right angles, and their lengths.
     axes = left @ right
@@ -314,18 +328,11 @@ def _linear(views: WireViews, spacing: tuple[float, float] | None, delay: float 
     return np.concatenate([corner, rigid.vector_from_rotation(rotation), lengths, [delay]])
 
 
-def _start(calibration: ProbeCalibration) -> Array:
-    geometry = calibration.geometry
-    corner = calibration.points(np.zeros(2))
-    vector = rigid.vector_from_rotation(calibration.transform[:3, :3])
-    return np.concatenate([corner, vector, geometry.spacing, [calibration.delay]])
-
-
 def _pose(x: Array, origin: tuple[float, float]) -> Transform:
     return rigid.transform(rigid.rotation_from_vector(x[3:6]), _plane(x, np.array(origin)))
 
 
-def _result(x: Array, origin: tuple[float, float], used: WireViews | PointViews,
+def _result(x: Array, origin: tuple[float, float], used: Views,
             without: Callable[[NDArray[np.bool_]], Array], samples: int) -> ProbeCalibration:
     """Build the result; its covariance by leaving out one block of time after another.
 
@@ -339,12 +346,11 @@ def _result(x: Array, origin: tuple[float, float], used: WireViews | PointViews,
     delays = np.array([other[8] for other in others])
     factor = (_BLOCKS - 1) / _BLOCKS
     centred = offsets - offsets.mean(axis=0)
-    residuals = (_wire_residuals if isinstance(used, WireViews) else _point_residuals)(
-        x, used)  # type: ignore[arg-type]
     return ProbeCalibration(
         pose, ImageGeometry((float(x[6]), float(x[7])), origin), factor * centred.T @ centred,
         float(x[8]), float(np.sqrt(factor * np.sum((delays - delays.mean())**2))),
-        samples, len(used), np.linalg.norm(residuals, axis=-1))
+        samples, len(used), np.linalg.norm(_residuals(x, used), axis=-1),
+        x[9:] if isinstance(used, PointViews) else None)
 
 
 def _offset(pose: Transform, other: Transform) -> Array:

@@ -1,6 +1,7 @@
 """Records every topic of the graph into an MCAP bag, as it came over the wire."""
 
 import shutil
+from collections import Counter
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -38,7 +39,11 @@ class RecorderParameters:
 
 
 class RecorderNode(GuidanceNode[RecorderParameters]):
-    """Subscribes to topics as they appear and writes what comes, undecoded."""
+    """Subscribes to topics as they appear and writes what comes, undecoded.
+
+    Attributes:
+        counts: messages written of each topic.
+    """
 
     def __init__(self, **options: Any) -> None:
         super().__init__('recorder_node', RecorderParameters, **options)
@@ -53,6 +58,7 @@ class RecorderNode(GuidanceNode[RecorderParameters]):
         self._wanted = frozenset(self.parameters.topics.split())
         self._topics: set[str] = set()
         self._last_ns: dict[str, int] = {}
+        self.counts: Counter[str] = Counter()
         self.create_timer(0.25, self._discover)
 
     def _discover(self) -> None:
@@ -86,6 +92,7 @@ class RecorderNode(GuidanceNode[RecorderParameters]):
                 return
             self._last_ns[connection.topic] = now
         self._writer.write(connection, now, data)
+        self.counts[connection.topic] += 1
 
     def destroy_node(self) -> None:
         """Finish the bag, so that it can be played."""

@@ -1,42 +1,36 @@
 """What a recording has so far: which poses and images have come, and how they moved."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-from rclpy.qos import QoSProfile
 from rclpy.time import Time
-from sensor_msgs.msg import Image
 
 from hybrid_guidance.calibration.recorded import graph_frame
 from hybrid_guidance.calibration.solve import mean_rotation
 from hybrid_guidance.geometry import rigid
 from hybrid_guidance.geometry.types import Transform
+from hybrid_guidance.nodes.recorder_node import RecorderNode
 from hybrid_guidance.ros import tf
 from hybrid_guidance.ros.convert import matrix_from_transform, stamp_ns
-from hybrid_guidance.ros.node import GuidanceNode
+
+_LOOK_S = 0.03
 
 
 class Coverage:
     """Watches the frames and images that a calibration needs.
 
     Args:
-        node: listens.
+        node: records.
         pairs: (parent, child) frames, as in the graph or as PLUS calls them.
         images: topic; '' for none.
     """
 
-    def __init__(self, node: GuidanceNode[Any], pairs: Sequence[tuple[str, str]],
+    def __init__(self, node: RecorderNode, pairs: Sequence[tuple[str, str]],
                  images: str) -> None:
         self._node, self._topic = node, images
         self._poses: dict[tuple[str, str], dict[int, Transform]] = {pair: {} for pair in pairs}
-        self._images = 0
         node.listen_to_frames()
-        if images:
-            node.create_subscription(Image, images, self._count, QoSProfile(depth=2))
-
-    def _count(self, _: Image) -> None:
-        self._images += 1
+        node.create_timer(_LOOK_S, self.look)
 
     def look(self) -> None:
         """Take the newest pose of every pair."""
@@ -54,7 +48,7 @@ class Coverage:
         """What has not come, in words; '' when everything does."""
         lacking = [f'no pose of {_name(child)} in {_name(parent)}'
                    for (parent, child), poses in self._poses.items() if len(poses) < 2]
-        if self._topic and not self._images:
+        if self._topic and not self._node.counts[self._topic]:
             lacking.append(f'no image on {self._topic}')
         return ' and '.join(lacking)
 
@@ -64,7 +58,7 @@ class Coverage:
         parts = [_moved(child, np.array(list(poses.values())))
                  for (_, child), poses in self._poses.items() if poses]
         if self._topic:
-            parts.append(f'{self._images} images')
+            parts.append(f'{self._node.counts[self._topic]} images')
         return '; '.join(parts)
 
 

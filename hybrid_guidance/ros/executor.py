@@ -1,5 +1,6 @@
 """Waits for a node's messages, and hands them over with little in between."""
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
@@ -40,14 +41,17 @@ class MessageExecutor(SingleThreadedExecutor):
         self._may_have_changed = True
         self._in_use = ExitStack()
 
-    def spin(self) -> None:
-        """Call back until the context ends.
+    def spin(self, until: Callable[[], bool] = lambda: False) -> None:
+        """Call back until the context ends, or something is so.
+
+        Args:
+            until: asked after everything that happens; a timer makes something happen.
 
         Raises:
             ExternalShutdownException: the context has ended while it waited.
         """
         try:
-            while self._context.ok() and not self._is_shutdown:
+            while self._context.ok() and not self._is_shutdown and not until():
                 if self._knows_all():
                     self._spin_messages()
                 else:

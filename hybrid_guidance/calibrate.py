@@ -64,6 +64,7 @@ from hybrid_guidance.imaging.dicom import open_dicom
 from hybrid_guidance.imaging.sequence import open_sequence
 
 _MM = 1e3
+_MOST_VIEWS = 40
 _TARGETS = {'wires': 'N-wires', 'point': 'one fixed point'}
 
 V = TypeVar('V', WireViews, PointViews)
@@ -602,8 +603,12 @@ def _beads(path: Path) -> Array:
     return np.asarray(beads * 1e-3)
 
 
-def _xrays(path: Path) -> list[Image]:
-    """Return the images of a file."""
+def _xrays(path: Path, topic: str = '') -> list[Image]:
+    """Return the images of a file; of a recording at most ``_MOST_VIEWS``, spread over it."""
+    if topic and is_bag(path):
+        pictures = read_images(path, topic)
+        chosen = np.linspace(0, len(pictures) - 1, min(len(pictures), _MOST_VIEWS)).round()
+        return [pictures.read(int(index)) for index in chosen]
     if path.suffix.lower() in ('.png', '.tif', '.tiff', '.jpg', '.jpeg', '.bmp'):
         image = cv2.imread(str(path), cv2.IMREAD_ANYDEPTH | cv2.IMREAD_GRAYSCALE)
         if image is None:
@@ -628,13 +633,22 @@ def _bead_view(image: Image, path: Path, beads: Array, camera: Array, radius: fl
 
 def _carm(arguments: argparse.Namespace) -> Outcome:
     beads = _beads(arguments.beads)
-    images = [(path, image) for path in arguments.images for image in _xrays(path)]
+    images = [(path, image) for path in arguments.images
+              for image in _xrays(path, arguments.topic)]
     height, width = images[0][1].shape
     if any(image.shape != (height, width) for _, image in images):
         raise CalibrationError('the images differ in size; take all with one field of view')
     camera = np.array([[arguments.focal, 0.0, (width - 1) / 2.0],
                        [0.0, arguments.focal, (height - 1) / 2.0], [0.0, 0.0, 1.0]])
-    views = [_bead_view(image, path, beads, camera, arguments.radius) for path, image in images]
+    views, left_out = [], 0
+    for path, image in images:
+        try:
+            views.append(_bead_view(image, path, beads, camera, arguments.radius))
+        except CalibrationError:
+            # A recording goes on while the phantom is moved; a file was chosen.
+            if not is_bag(path):
+                raise
+            left_out += 1
     found = calibrate_carm(views, (width, height), arguments.focal)
     parent, child = KINDS['carm']
     transform = rigid.inverse(found.poses[0])
@@ -647,7 +661,8 @@ def _carm(arguments: argparse.Namespace) -> Outcome:
         residual=float(np.sqrt(np.mean(found.errors**2))) * scale,
         held_out_error=found.held_out * scale, made_by=_made_by(arguments), camera=found.camera)
     lines = (
-        f'{len(views)} views, {found.inliers} of {found.samples} beads agree',
+        f'{len(views)} views, {found.inliers} of {found.samples} beads agree; {left_out} images '
+        'left out, in which the beads were not found',
         f'focal length {found.camera.focal[0]:.1f} ± {found.focal_deviation:.1f} px, principal '
         f'point {found.camera.centre[0]:.1f}, {found.camera.centre[1]:.1f}, distortion '
         f'{found.model}',

@@ -23,8 +23,11 @@ from hybrid_guidance.ros import environment, tf
 from hybrid_guidance.ros.convert import image_message, transform_message
 from hybrid_guidance.simulation.calibrations import (
     Errors,
+    bead_image,
+    bead_pixels,
     bobbing,
     pivoting,
+    scatter_beads,
     smooth,
     spoiled,
     sweep_wires,
@@ -50,8 +53,9 @@ class Laboratory:
         self.node = rclpy.create_node('laboratory', context=self._context)
         self._tf = tf.TransformBroadcaster(self.node)
         self._static = tf.StaticTransformBroadcaster(self.node)
-        self._image = self.node.create_publisher(
-            Image, 'ultrasound/image_raw', QoSProfile(depth=10))
+        self._image = {name: self.node.create_publisher(
+            Image, f'{name}/image_raw', QoSProfile(depth=10))
+            for name in ('ultrasound', 'fluoroscopy')}
         self._diagnostics = self.node.create_publisher(DiagnosticArray, '/diagnostics', 10)
         self._items: list[Item] = []
         self._end = threading.Event()
@@ -64,8 +68,9 @@ class Laboratory:
     def fixed(self, parent: str, child: str, pose: np.ndarray) -> None:
         self._static.sendTransform([transform_message(parent, child, 0, pose)])
 
-    def image(self, at: float, stamp: float, pixels: np.ndarray) -> None:
-        self._items.append((at, lambda later: self._image.publish(
+    def image(self, at: float, stamp: float, pixels: np.ndarray,
+              sensor: str = 'ultrasound') -> None:
+        self._items.append((at, lambda later: self._image[sensor].publish(
             image_message(pixels, 'ultrasound_image', round((stamp + later) * 1e9)))))
 
     def took_off(self, delay: float) -> None:
@@ -243,6 +248,31 @@ def test_probe_by_one_point_from_a_live_graph(laboratory: Laboratory, tmp_path: 
     assert main(['calibrate', 'ultrasound-spatial', bag, '--target', 'point', '--reference',
                  'world', '--spacing', '0.32', '0.15', '--output', str(tmp_path / 'no.yaml')]) == 2
     assert 'agree, at least 60%' in capsys.readouterr().err
+
+
+def test_carm_from_live_xrays_of_a_phantom_that_is_moved_in_between(
+        laboratory: Laboratory, tmp_path: Path) -> None:
+    random = np.random.default_rng(4)
+    camera = np.array([[2700.0, 0.0, 262.0], [0.0, 2700.0, 250.0], [0.0, 0.0, 1.0]])
+    beads = scatter_beads(random, 14, np.array([0.08, 0.08, 0.08]), 0.014)
+    np.savetxt(tmp_path / 'phantom.txt', beads * 1e3)
+    for number in range(7):
+        pose = rigid.transform(rigid.rotation_from_vector(random.normal(0.0, 0.35, 3)),
+                               np.array([0.003, -0.002, 0.75]))
+        pixels = bead_pixels(random, beads, pose, camera, Errors(pixel=0.0, outliers=0.0))
+        if number == 3:
+            pixels += 600.0  # not in the image
+        laboratory.image(1.0 + number, 1.0 + number, bead_image(random, pixels, 4.0, (512, 512)),
+                         'fluoroscopy')
+    laboratory.start()
+    output = tmp_path / 'lab.yaml'
+    assert main(['calibrate', 'carm', str(tmp_path / 'bag'), '--record', '2.5', '--beads',
+                 str(tmp_path / 'phantom.txt'), '--focal', '2650', '--radius', '4',
+                 '--output', str(output)]) == 0
+    entry, = load(output, NOW)
+    assert entry.camera is not None
+    assert abs(entry.camera.focal[0] / 2700.0 - 1.0) < 0.01
+    assert ' 0 images left out' not in (tmp_path / 'lab-carm.txt').read_text()
 
 
 def test_wires_without_their_description_are_refused(

@@ -14,8 +14,8 @@ from pathlib import Path
 from hybrid_guidance.resources import resource
 
 _LIBRARIES = (('numpy', 'numpy'), ('scipy', 'SciPy'), ('cv2', 'OpenCV'), ('open3d', 'Open3D'),
-              ('transforms3d', 'transforms3d'), ('pydicom', 'pydicom'))
-"""(module, name for people)."""
+              ('transforms3d', 'transforms3d'), ('yaml', 'PyYAML'))
+"""(module, name for people) of what rosdep knows."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,8 @@ def examine() -> list[Check]:
         ('transport', _transport), ('tf2_msgs', _tf2_msgs), ('tf', _tf), ('launch', _launch),
         ('discovery', _range),
         *((name, partial(_library, module, name)) for module, name in _LIBRARIES),
-        ('JPEG in DICOM', _jpeg), ('OpenIGTLink', _openigtlink),
+        ('pydicom', _pydicom), ('JPEG in DICOM', _jpeg), ('OpenIGTLink', _openigtlink),
+        ('recordings', _rosbags),
         *((f'calibration {path.name}', partial(_calibration, path)) for path in _calibrations())]
     return [_safely(name, check) for name, check in checks]
 
@@ -133,6 +134,21 @@ def _library(module: str, name: str) -> Check:
                      'rosdep install --from-paths . (ROS 2), or "make setup"')
     loaded = import_module(module)
     return Check(name, True, getattr(loaded, '__version__', 'present'))
+
+
+def _pydicom() -> Check:
+    cure = 'pip install "pydicom>=3": rosdep knows none, and that of Ubuntu 24.04 is too old'
+    if find_spec('pydicom') is None:
+        return Check('pydicom', False, 'not installed', cure)
+    version = str(import_module('pydicom').__version__)
+    return Check('pydicom', int(version.partition('.')[0]) >= 3, version, cure)
+
+
+def _rosbags() -> Check:
+    there = find_spec('rosbags') is not None
+    return Check('recordings', there, f'rosbags {_version("rosbags")}' if there else
+                 'rosbags is not installed', 'pip install rosbags; without it nothing is recorded, '
+                 'and no rosbag2 recording is read', needed=False)
 
 
 def _jpeg() -> Check:

@@ -3,6 +3,7 @@
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,6 +38,8 @@ def record(path: Path, seconds: float, pairs: Sequence[tuple[str, str]], images:
         raise CalibrationError(f'--record {seconds:g}: give between 1 and 3600 seconds')
     if not path.parent.is_dir():
         raise CalibrationError(f'{path}: there is no folder {path.parent}; make it first')
+    if find_spec('rosbags') is None:
+        raise CalibrationError('--record needs rosbags: pip install rosbags')
     from hybrid_guidance.nodes.recorder_node import RecorderNode
     from hybrid_guidance.ros import environment
     from hybrid_guidance.ros.coverage import Coverage

@@ -122,6 +122,9 @@ def streamed(listener: Listener, seconds: float) -> dict[str, object]:
     """Count what comes in a time, and what is missing between the first and the last."""
     listener.clear()
     listener.spin(seconds)
+    if len(listener.numbers) < 2:
+        raise SystemExit(f'{len(listener.numbers)} images came in {seconds:g} s; the node says '
+                         f'{listener.node_says or "nothing"}; is the machine busy?')
     numbers = np.array(listener.numbers)
     steps = np.diff(numbers)
     return {'seconds': seconds, 'images': len(numbers), 'transforms': listener.transforms,

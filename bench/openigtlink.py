@@ -176,7 +176,7 @@ def main() -> None:
     server = start_server(port, arguments.rate)
     try:
         listener = Listener()
-        listener.spin(30.0, until=lambda: len(listener.numbers) > 30)
+        listener.spin(240.0, until=lambda: len(listener.numbers) > 30)
         result = {'stream': streamed(listener, arguments.seconds), 'restarts': []}
         for _ in range(arguments.restarts):
             server, away = restarted(listener, server, port, arguments.rate)

@@ -1,0 +1,1 @@
+"""What ``hybrid-guidance calibrate`` does, kind by kind."""

@@ -23,7 +23,8 @@ def add_parser(parser: argparse.ArgumentParser) -> None:
                 'record from the running graph first: every recording named that does not exist '
                 'yet becomes a rosbag2 folder, then all is as with files'))
         if name in _LIVE and _LIVE[name].sensor:
-            kind.add_argument('--topic', default=f'/{_LIVE[name].sensor}/image_raw', help=(
+            kind.add_argument('--topic', default=f'/{_LIVE[name].sensor}/image_raw',
+                              type=lambda text: '/' + text.strip('/'), help=(
                 'images, live and in a rosbag2 recording (default: %(default)s)'))
         kind.add_argument('--output', type=Path, default=Path('calibration.yaml'), metavar='FILE',
                           help='calibration file; other entries in it stay (default: %(default)s)')

@@ -36,6 +36,9 @@ def record(path: Path, seconds: float, pairs: Sequence[tuple[str, str]], images:
     """
     if not 1.0 <= seconds <= 3600.0:
         raise CalibrationError(f'--record {seconds:g}: give between 1 and 3600 seconds')
+    if path.suffix:
+        raise CalibrationError(f'{path}: a recording becomes a folder; name it without "'
+                               f'{path.suffix}"')
     if not path.parent.is_dir():
         raise CalibrationError(f'{path}: there is no folder {path.parent}; make it first')
     if find_spec('rosbags') is None:

@@ -292,4 +292,6 @@ def test_what_does_not_come_is_named_and_nothing_is_left_behind(
                         ('ultrasound-temporal', 'no image on /ultrasound/image_raw')):
         assert main(['calibrate', kind, str(tmp_path / 'bag'), '--record', '5']) == 2
         assert words in capsys.readouterr().err
+    assert main(['calibrate', 'pivot', str(tmp_path / 'bag.mcap'), '--record', '5']) == 2
+    assert 'name it without ".mcap"' in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

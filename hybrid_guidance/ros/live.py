@@ -132,7 +132,7 @@ class LiveImages:
         assert stream is not None
         health.set('source', not stream.trouble, f'no source: {stream.trouble}')
         # A recording for calibration must know it: what is left over is not the whole delay.
-        health.value(DELAY, self._delay_ns * 1e-9)
+        health.value(DELAY, self._delay_ns / 1e9)
         for key, number in (('frames', self._published), ('dropped', stream.dropped),
                             ('repeated', stream.repeated), ('opened', stream.opened)):
             health.value(key, number)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from hybrid_guidance.calibration.file import Calibration, Delay, save
+from hybrid_guidance.calibration.recorded import DELAY
 from hybrid_guidance.imaging.geometry import CameraGeometry, ImageGeometry
 from hybrid_guidance.nodes.fluoroscopy_node import FluoroscopyNode
 from hybrid_guidance.nodes.ultrasound_node import UltrasoundNode
@@ -57,6 +58,8 @@ def test_ultrasound_video_is_cropped_calibrated_and_stamped_when_it_was_taken(
     assert pixels[20:].max() < 50
     projection = projection_from_info(graph.infos[stamp_ns(image.header.stamp)])
     assert np.allclose(projection.matrix, KNOWN.image.projection((48, 32)).matrix)
+    # A recording for calibration puts back what the node says it took off.
+    graph.spin(lambda: graph.status['ultrasound_node'][2].get(DELAY) == '0.15')
 
 
 def test_x_ray_video_without_intrinsics_is_uncalibrated_and_says_so(peer, video) -> None:

@@ -1,15 +1,16 @@
 """``hybrid-guidance calibrate`` from files to the calibration file, as a user runs it."""
 
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
-from hybrid_guidance.calibration.file import load, load_delays
+from hybrid_guidance.calibration.file import Calibration, load, load_delays, save
 from hybrid_guidance.cli import main
 from hybrid_guidance.geometry import rigid
+from hybrid_guidance.imaging.geometry import CameraGeometry
 from hybrid_guidance.simulation.calibrations import (
     Errors,
     bead_image,
@@ -111,6 +112,24 @@ def test_carm_then_probe_from_images(tmp_path: Path) -> None:
     position = there.covariance[:3, :3]
     assert offset @ np.linalg.solve(position, offset) < 16.0
     assert np.sqrt(position[2, 2]) > 3.0 * np.sqrt(position[0, 0])
+
+
+def test_a_gantry_taken_at_its_word_keeps_the_intrinsics_that_were_measured(
+        tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / 'lab.yaml'
+    camera = CameraGeometry((2700.0, 2700.0), (262.0, 250.0), (0.0,) * 5, (512, 512))
+    save(output, [Calibration('carm', 'carm', 'fluoroscopy_optical_frame', rigid.transform(
+        translation=np.array([0.1, 0.2, 0.3])), np.eye(6) * 1e-8, 'test', NOW,
+        NOW + timedelta(days=9), None, None, None, None, 'test', camera=camera)])
+    assert main(['calibrate', 'gantry', '--source-to-isocentre', '750',
+                 '--output', str(output)]) == 0
+    entry, = load(output, NOW)
+    np.testing.assert_array_equal(entry.transform, np.eye(4))
+    assert entry.camera == camera
+    assert 'nothing was measured' in capsys.readouterr().out
+    assert main(['calibrate', 'gantry', '--source-to-isocentre', '0.75',
+                 '--output', str(output)]) == 2
+    assert '300 to 2000 mm' in capsys.readouterr().err
 
 
 @real

@@ -33,6 +33,7 @@ from hybrid_guidance.geometry import rigid
 from hybrid_guidance.geometry.covariance import of_point, relative
 from hybrid_guidance.geometry.types import Array, Image
 from hybrid_guidance.imaging.dicom import open_dicom
+from hybrid_guidance.imaging.geometry import CameraGeometry
 
 _MOST_VIEWS = 40
 
@@ -173,12 +174,22 @@ def gantry(arguments: argparse.Namespace) -> Outcome:
         for offset in depth])
     lines = (
         'carm <- fluoroscopy_optical_frame is nothing: carm is where the gantry says',
+        f'intrinsics of {arguments.output} stay' if entry.camera else
+        'intrinsics: of the images, or of source_to_detector and pixel_pitch',
         f'across the beam this is worth {across[15] * MM:.2f} mm at the isocentre and '
         f'{across[-1] * MM:.2f} mm 150 mm from it (standard deviation, as entered)',
         'nothing was measured: "hybrid-guidance calibrate carm" does that')
     return Outcome(entry, lines, (
         Panel('What is entered means across the beam', 'from the isocentre (mm)', 'sd (mm)', (
             Series(depth * MM, across * MM, '', chart.BLUE, True),)),))
+
+
+def _known_camera(path: Path) -> CameraGeometry | None:
+    """Return the intrinsics that a calibration file has already."""
+    if not path.exists():
+        return None
+    return next((item.camera for item in calibration_file.load(path, datetime.now(timezone.utc))
+                 if item.camera is not None), None)
 
 
 def add_probe(parser: argparse.ArgumentParser) -> None:

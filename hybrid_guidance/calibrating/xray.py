@@ -167,7 +167,8 @@ def gantry(arguments: argparse.Namespace) -> Outcome:
     entry = Calibration(
         'carm', parent, child, np.eye(4), covariance, 'angles and distance of the gantry taken at '
         'their word, nothing measured', *dates(arguments), samples=None, inliers=None,
-        residual=None, held_out_error=None, made_by=made_by(arguments))
+        residual=None, held_out_error=None, made_by=made_by(arguments),
+        camera=_known_camera(arguments.output))
     depth = np.linspace(-0.15, 0.15, 31)
     across = np.array([float(np.sqrt(of_point(
         np.eye(4), covariance, np.array([0.0, 0.0, distance + offset]))[0, 0]))
@@ -178,7 +179,7 @@ def gantry(arguments: argparse.Namespace) -> Outcome:
         'intrinsics: of the images, or of source_to_detector and pixel_pitch',
         f'across the beam this is worth {across[15] * MM:.2f} mm at the isocentre and '
         f'{across[-1] * MM:.2f} mm 150 mm from it (standard deviation, as entered)',
-        'nothing was measured: "hybrid-guidance calibrate carm" does that')
+        'nothing was measured')
     return Outcome(entry, lines, (
         Panel('What is entered means across the beam', 'from the isocentre (mm)', 'sd (mm)', (
             Series(depth * MM, across * MM, '', chart.BLUE, True),)),))

@@ -136,10 +136,10 @@ def floor_image(row: float) -> np.ndarray:
     return np.repeat(200.0 * np.exp(-((rows - row) / 2.5)**2), 160, axis=1).astype(np.uint8)
 
 
-@pytest.mark.parametrize('taken_off', [0.0, 0.05])
 def test_delay_from_live_images_and_poses_is_all_of_it(
-        laboratory: Laboratory, tmp_path: Path, taken_off: float) -> None:
+        laboratory: Laboratory, tmp_path: Path) -> None:
     """What the image node has taken off by an earlier calibration is put back."""
+    taken_off = 0.05
     stamps, floor, times, poses = bobbing(np.random.default_rng(2), 0.08, 14.0,
                                           Errors(outliers=0.0))
     for at, pose in zip(times, poses, strict=True):
@@ -147,8 +147,7 @@ def test_delay_from_live_images_and_poses_is_all_of_it(
     for stamp, row in zip(stamps, floor, strict=True):
         laboratory.image(10.0 + stamp, 10.0 + stamp - taken_off,
                          floor_image(100.0 + 0.3 * (row - 300.0)))
-    if taken_off:
-        laboratory.took_off(taken_off)
+    laboratory.took_off(taken_off)
     laboratory.start()
     output = tmp_path / 'lab.yaml'
     assert main(['calibrate', 'ultrasound-temporal', str(tmp_path / 'bag'), '--record', '4',
@@ -245,10 +244,6 @@ def test_probe_by_one_point_from_a_live_graph(laboratory: Laboratory, tmp_path: 
     assert entry.inliers is not None
     assert 30 <= entry.inliers < entry.samples
     assert 'from one fixed point' in capsys.readouterr().out
-    # The scale of another depth does not fit what was recorded.
-    assert main(['calibrate', 'ultrasound-spatial', bag, '--target', 'point', '--reference',
-                 'world', '--spacing', '0.32', '0.15', '--output', str(tmp_path / 'no.yaml')]) == 2
-    assert 'agree, at least 60%' in capsys.readouterr().err
 
 
 def test_carm_from_live_xrays_of_a_phantom_that_is_moved_in_between(

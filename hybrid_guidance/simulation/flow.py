@@ -49,19 +49,18 @@ class Blood:
     vectors: Vectors
     there: NDArray[np.uint8]
 
-    def seen(self, patient_T_image: Transform, x: NDArray[np.float32], y: NDArray[np.float32],
-             what: int) -> tuple[NDArray[np.int64], Vectors]:
-        """Return where in a slice something is, and the vectors there, in the image's axes.
+    def seen(self, patient_T_image: Transform, x: NDArray[np.float32],
+             y: NDArray[np.float32]) -> tuple[NDArray[np.intp], NDArray[np.uint8], Vectors]:
+        """Return where in a slice something is, what, and the vectors there in the image's axes.
 
         Args:
             patient_T_image: (4, 4) pose of the slice.
             x: (H, W) metres.
             y: (H, W) metres.
-            what: 1 for flow, 2 for walls.
 
         Returns:
-            (N,) indices into the flattened places, and (N, 3, 3): velocity in arteries and veins,
-            displacement of walls.
+            (N,) indices into the flattened places, (N,) of ``there``, and (N, 3, 3): velocity in
+            arteries and veins, displacement of walls.
         """
         flat = np.zeros(x.shape, np.int32)
         held = np.ones(x.shape, bool)
@@ -76,9 +75,10 @@ class Blood:
             flat += cell.astype(np.int32)
         flat[~held] = 0
         found = self.there.reshape(-1).take(flat)
-        chosen = np.flatnonzero(((found & what) > 0) & held)
-        vectors = self.vectors.reshape(-1, 3, 3).take(flat.reshape(-1)[chosen], axis=0)
-        return chosen, np.asarray(vectors @ patient_T_image[:3, :3].astype(np.float32), np.float32)
+        chosen = np.flatnonzero((found > 0) & held)
+        vectors = self.vectors.reshape(-1, 9).take(flat.reshape(-1)[chosen], axis=0)
+        turned = vectors.reshape(-1, 3) @ patient_T_image[:3, :3].astype(np.float32)
+        return chosen, found.reshape(-1)[chosen], np.asarray(turned.reshape(-1, 3, 3), np.float32)
 
 
 def make_blood(patient: Patient) -> Blood:

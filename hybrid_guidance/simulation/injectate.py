@@ -1,6 +1,7 @@
 """Fluid that leaves the needle: overlapping ellipsoids that grow with the volume injected."""
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -33,16 +34,10 @@ class Injectate:
 
     def ellipsoids(self) -> tuple[Points, Array]:
         """Return the (N, 3) centres in its frame and (N, 3) semi-axes of the lobes, metres."""
-        rng = np.random.default_rng((self.seed, 7))
-        shares = rng.uniform(0.5, 1.5, self.lobes)
-        shares[0] = 0.6 * shares.sum()
-        shares = shares / shares.sum()
+        shares, ways = _lobes(self.seed, self.lobes)
         stretch = np.array(self.stretch)
         unit = stretch / np.prod(stretch) ** (1.0 / 3.0)
         size = (3.0 * self.volume / (4.0 * np.pi)) ** (1.0 / 3.0)
-        ways = rng.normal(size=(self.lobes, 3))
-        ways /= np.linalg.norm(ways, axis=1, keepdims=True)
-        ways[0] = 0.0
         return 0.7 * size * ways * unit, size * np.cbrt(shares)[:, None] * unit
 
     @property
@@ -92,6 +87,18 @@ class Injectate:
             here += line[1] * y
             np.minimum(result, here + np.float32(start @ start), out=result)
         return np.asarray(np.sqrt(np.maximum(result, 0.0)), np.float32)
+
+
+@cache
+def _lobes(seed: int, count: int) -> tuple[Array, Points]:
+    """Return the (N,) shares of the volume, and the (N, 3) directions, of lobes."""
+    rng = np.random.default_rng((seed, 7))
+    shares = rng.uniform(0.5, 1.5, count)
+    shares[0] = 0.6 * shares.sum()
+    ways = rng.normal(size=(count, 3))
+    ways /= np.linalg.norm(ways, axis=1, keepdims=True)
+    ways[0] = 0.0
+    return shares / shares.sum(), ways
 
 
 def _float32(values: Array) -> Any:

@@ -1,7 +1,6 @@
 """Needles as the simulated images see them."""
 
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
 import numpy as np
 
@@ -82,14 +81,13 @@ def bent(needle: Needle, curvature: float, inserted: float, pieces: int = 6) -> 
     turn = curvature * ends
     places = np.stack([(1.0 - np.cos(turn)) / curvature, 0.0 * ends,
                        np.sin(turn) / curvature - inserted], axis=-1)
-    parts = []
-    for first, last in pairwise(places):
-        pose = np.eye(4)
-        z = (last - first) / np.linalg.norm(last - first)
-        pose[:3, :3] = np.column_stack([np.cross((0.0, 1.0, 0.0), z), (0.0, 1.0, 0.0), z])
-        pose[:3, 3] = last
-        parts.append(replace(needle, pose=needle.pose @ pose, length=step, hub_length=0.0,
-                             glint=False))
+    chord = 0.5 * (turn[:-1] + turn[1:])
+    poses = np.tile(np.eye(4), (pieces, 1, 1))
+    poses[:, 0, 0], poses[:, 0, 2] = np.cos(chord), np.sin(chord)
+    poses[:, 2, 0], poses[:, 2, 2] = -np.sin(chord), np.cos(chord)
+    poses[:, :3, 3] = places[1:]
+    parts = [replace(needle, pose=pose, length=step, hub_length=0.0, glint=False)
+             for pose in needle.pose @ poses]
     outside = replace(needle, pose=needle.pose @ transform(translation=places[0]),
                       length=max(needle.length - inserted, 1e-6), glint=False)
     return (replace(parts[-1], glint=True), *parts[-2::-1], outside)

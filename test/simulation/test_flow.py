@@ -15,7 +15,8 @@ from hybrid_guidance.simulation.flow import heartbeat, make_blood
 from hybrid_guidance.simulation.injectate import Injectate
 from hybrid_guidance.simulation.instruments import Needle, bent
 from hybrid_guidance.simulation.tissues import Tissue
-from hybrid_guidance.simulation.ultrasound import Scan, UltrasoundRenderer
+from hybrid_guidance.simulation.beams import Scan
+from hybrid_guidance.simulation.ultrasound import UltrasoundRenderer
 from hybrid_guidance.simulation.xray import Technique, XrayRenderer
 
 LINEAR = Probe('linear', float('inf'), 0.040, 8e6)
@@ -92,7 +93,7 @@ def test_an_artery_swells_by_the_share_that_was_set(vessel: Patient) -> None:
     areas = []
     for time in (0.0, systole()):
         echo = cv2.GaussianBlur(device.envelope(np.eye(4), time=time, noise=False), (0, 0), 3.0)
-        rows = (device.ranges > 0.018) & (device.ranges < 0.042)
+        rows = (device.beams.ranges > 0.018) & (device.beams.ranges < 0.042)
         level = np.median(echo[rows][:, :20], axis=1, keepdims=True)
         areas.append(float((echo[rows] < 0.4 * level).sum()))
     assert areas[1] / areas[0] == pytest.approx((1.0 + share) ** 2, abs=0.12)
@@ -139,7 +140,7 @@ def test_fluid_is_dark_in_ultrasound_and_brightens_what_is_behind(vessel: Patien
                       seed=2, lobes=1)
     before = device.envelope(pose, noise=False)
     after = device.envelope(pose, noise=False, fluids=[fluid])
-    beams, samples = device.polar(np.array([[-0.012, 0.020]]))
+    beams, samples = device.beams.polar(np.array([[-0.012, 0.020]]))
     u, v = int(beams[0]), int(samples[0])
     inside = after[v - 12:v + 12, u - 8:u + 8].mean() / before[v - 12:v + 12, u - 8:u + 8].mean()
     assert 20.0 * np.log10(inside) < -10.0

@@ -12,7 +12,8 @@ from hybrid_guidance.simulation.anatomy import Grid, Patient, build_patient, emp
 from hybrid_guidance.simulation.instruments import Needle
 from hybrid_guidance.simulation.render import procedure_needle, ultrasound_renderer
 from hybrid_guidance.simulation.tissues import PROPERTIES, Tissue
-from hybrid_guidance.simulation.ultrasound import Scan, UltrasoundRenderer
+from hybrid_guidance.simulation.beams import Scan
+from hybrid_guidance.simulation.ultrasound import UltrasoundRenderer
 
 CURVED = Probe('curvilinear', 0.060, float(np.radians(58)), 5e6)
 LINEAR = Probe('linear', float('inf'), 0.040, 8e6)
@@ -40,7 +41,7 @@ def test_speckle_in_homogeneous_tissue_is_rayleigh(procedure: Procedure, probe: 
     """Mean over standard deviation of the envelope is sqrt(pi / (4 - pi)) = 1.91."""
     scanner = renderer(block(Tissue.VISCERA), procedure, probe)
     envelope = scanner.envelope(POSE, noise=False)
-    rows = envelope[(scanner.ranges > 0.015) & (scanner.ranges < 0.065)]
+    rows = envelope[(scanner.beams.ranges > 0.015) & (scanner.beams.ranges < 0.065)]
     level = rows / rows.mean(axis=1, keepdims=True)
     assert level.mean() / level.std() == pytest.approx(1.91, abs=0.1)
 
@@ -53,8 +54,8 @@ def test_echo_falls_with_depth_as_the_coefficient_says(procedure: Procedure,
     power = np.mean([scanner.envelope(perturbed(POSE, np.array([0, 0, z, 0, 0, 0])),
                                       noise=False) ** 2
                      for z in (-0.004, -0.002, 0.0, 0.002, 0.004)], axis=(0, 2))
-    deep = (scanner.ranges > 0.012) & (scanner.ranges < 0.055)
-    slope = np.polyfit(100.0 * scanner.ranges[deep], 10.0 * np.log10(power[deep]), 1)[0]
+    deep = (scanner.beams.ranges > 0.012) & (scanner.beams.ranges < 0.055)
+    slope = np.polyfit(100.0 * scanner.beams.ranges[deep], 10.0 * np.log10(power[deep]), 1)[0]
     assert -slope == pytest.approx(2.0 * PROPERTIES[tissue].attenuation * 5.0, rel=0.05)
 
 
@@ -62,7 +63,7 @@ def test_speckle_has_the_level_of_its_tissue(procedure: Procedure) -> None:
     powers = []
     for tissue in (Tissue.VISCERA, Tissue.DISC):
         scanner = renderer(block(tissue), procedure)
-        near = (scanner.ranges > 0.006) & (scanner.ranges < 0.009)
+        near = (scanner.beams.ranges > 0.006) & (scanner.beams.ranges < 0.009)
         powers.append(10 * np.log10(np.mean(scanner.envelope(POSE, noise=False)[near] ** 2)))
     expected = PROPERTIES[Tissue.DISC].scatter_db - PROPERTIES[Tissue.VISCERA].scatter_db
     assert powers[1] - powers[0] == pytest.approx(expected, abs=4.0)
@@ -76,13 +77,13 @@ def test_bone_is_bright_and_throws_a_shadow(procedure: Procedure) -> None:
     labels[:, 55:60, :80] = Tissue.CORTICAL
     scanner = renderer(replace(patient, bone=bone, labels=labels), procedure)
     envelope = scanner.envelope(POSE, noise=False)
-    below = (scanner.ranges > 0.046) & (scanner.ranges < 0.060)
+    below = (scanner.beams.ranges > 0.046) & (scanner.beams.ranges < 0.060)
     half = scanner.scan.beams // 2
     dark = np.mean(envelope[below][:, 20:half - 30] ** 2)
     light = np.mean(envelope[below][:, half + 30:-20] ** 2)
     assert 10 * np.log10(light / dark) > 20.0
-    surface = np.abs(scanner.ranges - 0.035) < 0.0015
-    behind = np.abs(scanner.ranges - 0.025) < 0.005
+    surface = np.abs(scanner.beams.ranges - 0.035) < 0.0015
+    behind = np.abs(scanner.beams.ranges - 0.025) < 0.005
     peak = np.max(envelope[surface][:, half - 20:half - 5], axis=0).mean()
     assert 20 * np.log10(peak / envelope[behind][:, half - 20:half - 5].mean()) > 15.0
 
@@ -99,7 +100,7 @@ def scan_converted(scanner: UltrasoundRenderer, field: np.ndarray) -> np.ndarray
     """Put a polar field into the picture, linear in amplitude."""
     size = (scanner.projection.width, scanner.projection.height)
     grid = np.stack(np.meshgrid(np.arange(size[0]), np.arange(size[1])), -1).astype(float)
-    beams, samples = scanner.polar(scanner.projection.back_project(grid)[..., :2])
+    beams, samples = scanner.beams.polar(scanner.projection.back_project(grid)[..., :2])
     return np.asarray(cv2.remap(field.astype(np.float32), beams.astype(np.float32),
                                 samples.astype(np.float32), cv2.INTER_LINEAR))
 
@@ -163,7 +164,7 @@ def test_needle_leaves_the_picture_with_the_slice(procedure: Procedure) -> None:
         pose = pose_along(tip + off * np.eye(3)[2], np.array([-1.0, 1.0, 0.0]))
         needle = Needle(pose, 0.0007, 0.09)
         echo = scanner.envelope(POSE, [needle], noise=False)
-        level.append(float(echo[scanner.ranges > 0.015].max()))
+        level.append(float(echo[scanner.beams.ranges > 0.015].max()))
     assert level[0] > level[1] > 20.0 * level[2]
 
 

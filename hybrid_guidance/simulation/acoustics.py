@@ -1,0 +1,152 @@
+"""What a patient's voxels do to sound: bone, scatter, sheets and attenuation, looked up at once."""
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from hybrid_guidance.geometry.types import Array, Points, Transform
+from hybrid_guidance.simulation.anatomy import Patient
+from hybrid_guidance.simulation.beams import Beams, Polar
+from hybrid_guidance.simulation.tissues import Tissue, table
+
+# OpenCV counts pixels of a picture in 16 bits.
+_MOST_ROWS = 32700
+
+
+@dataclass(frozen=True)
+class Acoustics:
+    """Four channels of uint8 per voxel: bone, scatter ((dB + 80)·3), sheets, attenuation (·100).
+
+    Layers of the volume lie under and beside each other in one picture, so that OpenCV looks all
+    channels up at once. The outermost voxels are air: what is beyond looks like them.
+
+    Attributes:
+        sheet: (rows, columns, 4) the layers.
+        tops: (Z,) first row of every layer.
+        lefts: (Z,) its first column.
+        shape: (Z, Y, X) of the volume.
+        origin: (3,) centre of its first voxel, metres, in ``patient``.
+        spacing: edge of a voxel, metres.
+    """
+
+    sheet: NDArray[np.uint8]
+    tops: Polar
+    lefts: Polar
+    shape: tuple[int, int, int]
+    origin: Points
+    spacing: float
+
+    def seen(self, patient_T_image: Transform,
+             beams: Beams) -> tuple[Polar, Polar, Polar, Polar]:
+        """Return what is at the coarse ranges of every beam, trilinear, (rows, beams) each.
+
+        Returns:
+            Bone (0 to 1), scatter (dB), sheets (0 to 1), attenuation (dB/(cm·MHz)); air outside.
+        """
+        starts, ways = beams.along(patient_T_image)
+        ranges = beams.coarse.astype(np.float32)[:, None]
+        places = []
+        for axis, count in enumerate(self.shape[::-1]):
+            place = ranges * _float32(ways[axis] / self.spacing)
+            place += _float32((starts[axis] - self.origin[axis]) / self.spacing)
+            places.append(np.clip(place, 0.0, np.float32(count - 1.001), out=place))
+        x, y, z = places
+        whole = np.floor(z)
+        layer, share = whole.astype(np.intp), z - whole
+        below, above = (cv2.remap(self.sheet, self.lefts.take(index) + x,
+                                  self.tops.take(index) + y, cv2.INTER_LINEAR)
+                        for index in (layer, layer + 1))
+        mixed = cv2.blendLinear(below, above, np.float32(1.0) - share, share)
+        bone, scatter, sheet, attenuation = (
+            channel * np.float32(scale) for channel, scale in zip(
+                cv2.split(mixed), (1 / 255, 1 / 3, 1 / 255, 0.01), strict=True))
+        scatter -= np.float32(80.0)
+        return bone, scatter, sheet, attenuation
+
+
+def make_acoustics(patient: Patient, seed: int) -> Acoustics:
+    """Return what a patient's voxels do to sound; seed is of septa and wandering echoes."""
+    scatter = np.clip(np.round((table('scatter_db') + 80.0) * 3.0), 0, 255)
+    scatter[[label for label in range(256) if label not in set(Tissue)]] = 0
+    loss = np.clip(np.round(table('attenuation') * 100.0), 0, 255)
+    depth, height, width = patient.labels.shape
+    high = min(_MOST_ROWS // height, depth)
+    strips = -(-depth // high)
+    layers = np.arange(depth)
+    sheet = np.zeros((high * height, strips * width, 4), np.uint8)
+    tops, lefts = layers % high * height, layers // high * width
+    septa = _Septa(seed)
+    # A homogeneous phantom stays one.
+    patches = _patches(seed) if np.ptp(patient.labels) else None
+    for index, labels in enumerate(patient.labels):
+        echoes = cv2.LUT(labels, scatter.astype(np.uint8))
+        if patches is not None:
+            wandering = cv2.add(echoes, _tiled(patches, index, labels.shape), dtype=cv2.CV_8U)
+            np.copyto(echoes, np.maximum(wandering, 1), where=echoes > 0)
+        sheets = septa.drawn(patient.sheets[index], labels, index)
+        layer = cv2.merge([patient.bone[index], echoes, sheets,
+                           cv2.LUT(labels, loss.astype(np.uint8))])
+        if 0 < index < depth - 1:
+            sheet[tops[index] + 1:tops[index] + height - 1,
+                  lefts[index] + 1:lefts[index] + width - 1] = layer[1:-1, 1:-1]
+    return Acoustics(sheet, _float32(tops), _float32(lefts), (depth, height, width),
+                     patient.grid.origin, patient.grid.spacing)
+
+
+class _Septa:
+    """Perimysium and fat septa: zero surfaces of smooth noise, drawn out along the body."""
+
+    def __init__(self, seed: int) -> None:
+        self._tiles = {tissue: (_septa(seed + number, sizes) * (255.0 * strength)).astype(np.uint8)
+                       for number, (tissue, sizes, strength) in enumerate((
+                           (Tissue.MUSCLE, (12.0, 1.3, 3.6), 1.0),
+                           (Tissue.FAT, (6.0, 1.6, 6.0), 0.60)))}
+
+    def drawn(self, sheets: NDArray[np.uint8], labels: NDArray[np.uint8],
+              layer: int) -> NDArray[np.uint8]:
+        """Return a layer's sheets with its septa."""
+        result = sheets.copy()
+        for tissue, tile in self._tiles.items():
+            np.maximum(result, _tiled(tile, layer, labels.shape), out=result,
+                       where=labels == tissue)
+        return result
+
+
+def _tiled(tile: NDArray[np.generic], layer: int, shape: tuple[int, ...]) -> NDArray[np.generic]:
+    """Return a layer of a periodic volume, as large as asked for."""
+    depth, height, width = tile.shape
+    repeated = np.tile(tile[layer % depth], (-(-shape[0] // height), -(-shape[1] // width)))
+    return np.ascontiguousarray(repeated[:shape[0], :shape[1]])
+
+
+def _patches(seed: int) -> NDArray[np.int8]:
+    """No muscle is uniform: its echo wanders by a few decibels over millimetres."""
+    noise = _smooth_noise(seed + 2, (9.0, 4.0, 7.0))
+    return np.asarray(np.clip(np.round(noise * 7.0), -24, 24), np.int8)
+
+
+def _septa(seed: int, sizes: tuple[float, float, float]) -> NDArray[np.float32]:
+    """Return a periodic (96, 96, 128) volume, 1 on septa; sizes (z, y, x) in voxels."""
+    noise = _smooth_noise(seed, sizes)
+    patches = np.clip(1.0 + 0.9 * np.roll(noise, 37, axis=1), 0.0, 1.2) / 1.2
+    return np.asarray(np.exp(-(noise / 0.19) ** 2) * patches, np.float32)
+
+
+def _smooth_noise(seed: int, sizes: tuple[float, float, float]) -> Array:
+    """Return periodic (96, 96, 128) noise of unit variance; sizes (z, y, x) in voxels."""
+    shape = (96, 96, 128)
+    rng = np.random.default_rng((seed, 3))
+    spectrum = np.fft.rfftn(rng.standard_normal(shape))
+    for axis, size in enumerate(sizes):
+        count = shape[axis]
+        frequency = np.fft.rfftfreq(count) if axis == 2 else np.fft.fftfreq(count)
+        response = np.exp(-2.0 * (np.pi * frequency * size) ** 2)
+        spectrum *= response.reshape([-1 if other == axis else 1 for other in range(3)])
+    noise = np.fft.irfftn(spectrum, shape, axes=(0, 1, 2))
+    return np.asarray(noise / noise.std())
+
+
+def _float32(values: Array) -> Polar:
+    return np.asarray(values, np.float32)

@@ -14,10 +14,10 @@ from hybrid_guidance.geometry.types import Image, Transform
 from hybrid_guidance.imaging.grey import counts_to_grey
 from hybrid_guidance.procedure import Procedure, UltrasoundSetup
 from hybrid_guidance.simulation.anatomy import Patient, build_patient
+from hybrid_guidance.simulation.beams import Scan
 from hybrid_guidance.simulation.injectate import Injectate
 from hybrid_guidance.simulation.instruments import Needle, bent, needle_on_path
 from hybrid_guidance.simulation.scene import Plane, view
-from hybrid_guidance.simulation.beams import Scan
 from hybrid_guidance.simulation.ultrasound import UltrasoundRenderer
 from hybrid_guidance.simulation.xray import Technique, XrayRenderer
 

@@ -11,11 +11,11 @@ from hybrid_guidance.geometry.rigid import pose_along, transform_points
 from hybrid_guidance.procedure import Probe, load_procedure
 from hybrid_guidance.simulation import shapes, xray
 from hybrid_guidance.simulation.anatomy import Grid, Patient, empty_patient
+from hybrid_guidance.simulation.beams import Scan
 from hybrid_guidance.simulation.flow import heartbeat, make_blood
 from hybrid_guidance.simulation.injectate import Injectate
 from hybrid_guidance.simulation.instruments import Needle, bent
 from hybrid_guidance.simulation.tissues import Tissue
-from hybrid_guidance.simulation.beams import Scan
 from hybrid_guidance.simulation.ultrasound import UltrasoundRenderer
 from hybrid_guidance.simulation.xray import Technique, XrayRenderer
 

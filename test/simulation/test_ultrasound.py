@@ -9,10 +9,10 @@ import pytest
 from hybrid_guidance.geometry.rigid import inverse, perturbed, pose_along, transform_points
 from hybrid_guidance.procedure import Probe, Procedure, load_procedure
 from hybrid_guidance.simulation.anatomy import Grid, Patient, build_patient, empty_patient
+from hybrid_guidance.simulation.beams import Scan
 from hybrid_guidance.simulation.instruments import Needle
 from hybrid_guidance.simulation.render import procedure_needle, ultrasound_renderer
 from hybrid_guidance.simulation.tissues import PROPERTIES, Tissue
-from hybrid_guidance.simulation.beams import Scan
 from hybrid_guidance.simulation.ultrasound import UltrasoundRenderer
 
 CURVED = Probe('curvilinear', 0.060, float(np.radians(58)), 5e6)

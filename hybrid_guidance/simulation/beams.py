@@ -6,6 +6,7 @@ at once in ``COARSE`` samples, and interpolated.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -16,6 +17,7 @@ from hybrid_guidance.geometry.types import Array, Points, Transform
 from hybrid_guidance.procedure import Probe
 
 Polar = NDArray[np.float32]
+Numbers = NDArray[Any]
 
 COARSE = 4
 
@@ -85,7 +87,7 @@ class Beams:
         self._width = float(self.angles[1] - self.angles[0])
         self._starts, self.ways = self.rays(np.arange(scan.beams))
 
-    def rays(self, columns: Array) -> tuple[Array, Array]:
+    def rays(self, columns: Numbers) -> tuple[Array, Array]:
         """Return (N, 2) starts on the face, m, and (N, 2) directions, of beams (fractional)."""
         angles = self.angles[0] + self._width * columns
         if not self._curved:
@@ -106,7 +108,7 @@ class Beams:
         away = points + (0.0, self._radius)
         return np.asarray(away / np.linalg.norm(away, axis=-1, keepdims=True))
 
-    def pitch(self, ranges: Array) -> Array:
+    def pitch(self, ranges: Numbers) -> Array:
         """Return the distance between neighbouring beams at ranges, metres."""
         return self._width * (self._radius + ranges if self._curved else np.ones_like(ranges))
 
@@ -120,7 +122,7 @@ class Beams:
             along = np.hypot(points[..., 0], below) - self._radius
         return (across - self.angles[0]) / self._width, along / self.step
 
-    def grid(self, ranges: Array, columns: Array) -> tuple[Polar, Polar]:
+    def grid(self, ranges: Numbers, columns: Numbers) -> tuple[Polar, Polar]:
         """Return x and y, m, of all ranges (R,) on all beams (N,, fractional): (R, N) each."""
         starts, ways = self.rays(columns)
         x, y = (np.asarray(starts[:, axis] + ranges[:, None] * ways[:, axis], np.float32)

@@ -177,7 +177,7 @@ class UltrasoundRenderer:
     def _beat(self, time: float) -> None:
         """Copy the tissue into the frame, moved by the moment's heartbeat."""
         np.copyto(self._frame, self._tissue)
-        walls, share = self._walls, np.float32(heartbeat(time))
+        walls, share = self._walls, heartbeat(time)
         if walls is None:
             return
         maps = (cv2.scaleAdd(walls.across, -share, self._columns[walls.window]),
@@ -307,7 +307,8 @@ class UltrasoundRenderer:
         across /= np.asarray(self.beams.pitch(ranges)[:, None], np.float32)
         cv2.max(down, 0.0, dst=down)
         square = down / (cv2.magnitude(down, across) + np.float32(1.0))
-        return down * (0.15 + 0.85 * square * square * square) * np.float32(_BONE_LEVEL)
+        return np.asarray(down * (0.15 + 0.85 * square * square * square)
+                          * np.float32(_BONE_LEVEL), np.float32)
 
 
 _DB = 20.0 / float(np.log(10.0))

@@ -40,13 +40,13 @@ class Blood:
 
     Attributes:
         grid: of the vectors.
-        vectors: (Z, Y, X, 9) in ``patient``: velocity in arteries at systole, in veins, m/s, and
+        vectors: (Z, Y, X, 9) float16 in ``patient``: velocity in arteries at systole, in veins, m/s, and
             the displacement at systole of walls that move by their radius, m.
         there: (Z, Y, X) uint8, 1 where flow is, 2 where walls move, 3 for both.
     """
 
     grid: Grid
-    vectors: Vectors
+    vectors: NDArray[np.float16]
     there: NDArray[np.uint8]
 
     def seen(self, patient_T_image: Transform, x: NDArray[np.float32],
@@ -77,7 +77,7 @@ class Blood:
         found = self.there.reshape(-1).take(flat)
         chosen = np.flatnonzero((found > 0) & held)
         vectors = self.vectors.reshape(-1, 9).take(flat.reshape(-1)[chosen], axis=0)
-        turned = vectors.reshape(-1, 3) @ patient_T_image[:3, :3].astype(np.float32)
+        turned = vectors.reshape(-1, 3).astype(np.float32) @ patient_T_image[:3, :3].astype(np.float32)
         return chosen, found.reshape(-1)[chosen], np.asarray(turned.reshape(-1, 3, 3), np.float32)
 
 
@@ -89,7 +89,7 @@ def make_blood(patient: Patient) -> Blood:
     spacing = _COARSE * patient.grid.spacing
     shape = tuple(-(-count // _COARSE) for count in patient.grid.shape)
     grid = Grid(patient.grid.origin, spacing, (shape[0], shape[1], shape[2]))
-    vectors = np.zeros((*shape, 9), np.float32)
+    vectors = np.zeros((*shape, 9), np.float16)
     arteries, veins, walls = (vectors[..., first:first + 3] for first in (0, 3, 6))
     for is_artery, vessel in _vessels(patient):
         window = grid.window(vessel.lower - _REACH, vessel.upper + _REACH)
@@ -108,8 +108,8 @@ def make_blood(patient: Patient) -> Blood:
         np.copyto(part, flow, where=(distance < 0.0)[..., None])
         if is_artery:
             walls[window] += _swelling(distance, radius)[..., None] * slope
-    flows = np.any(vectors[..., :6] != 0.0, axis=-1)
-    return Blood(grid, vectors, (flows + 2 * np.any(walls != 0.0, axis=-1)).astype(np.uint8))
+    flows = np.any(vectors[..., :6], axis=-1)
+    return Blood(grid, vectors, (flows + 2 * np.any(walls, axis=-1)).astype(np.uint8))
 
 
 def _vessels(patient: Patient) -> Iterator[tuple[bool, Shape]]:

@@ -45,7 +45,7 @@ BONE_OVER_WATER = 50.0 / 19.3
 _BODY, _LEAN, _BONY = -300.0, -30.0, 250.0
 _MARGIN = 0.020
 _SOLID_SPACING = 0.001
-_TENTH = 1e-5
+_STEP = 1e-5
 # The surround's voxels in fine ones, and over how many of them it takes over from those.
 _COARSE, _RAMP = 3, 4
 # The skin goes on beyond the fine voxels: a probe or an entry may be there.
@@ -75,11 +75,16 @@ class Solid:
 
     Attributes:
         grid: holds the structure (of bone and skin: all fine voxels).
-        distance: (Z, Y, X) metres, negative inside.
+        steps: (Z, Y, X) int16, hundredths of a millimetre, negative inside.
     """
 
     grid: Grid
-    distance: Field
+    steps: NDArray[np.int16]
+
+    @classmethod
+    def of(cls, grid: Grid, distance: Field) -> 'Solid':
+        """Return the solid of signed distances in metres (beyond 0.3 m: 0.3 m)."""
+        return cls(grid, np.asarray(np.clip(np.rint(distance / _STEP), -32767, 32767), np.int16))
 
     def shape(self) -> Shape:
         """Return the solid as a shape that interpolates."""
@@ -93,8 +98,8 @@ class Solid:
         cells = np.broadcast_arrays(*[(np.asarray(value, float) - start) / grid.spacing
                                       for value, start in zip((x, y, z), grid.origin, strict=True)])
         held = [np.clip(cell, 0.0, end) for cell, end in zip(cells, last, strict=True)]
-        found = ndimage.map_coordinates(
-            self.distance, np.stack(held[::-1]).reshape(3, -1), order=1,
+        found = _STEP * ndimage.map_coordinates(
+            self.steps, np.stack(held[::-1]).reshape(3, -1), order=1,
             output=np.float64).reshape(held[0].shape)
         beside = grid.spacing * np.sqrt(sum(
             (cell - near) ** 2 for cell, near in zip(cells, held, strict=True)))
@@ -295,7 +300,7 @@ def _solid(mask: Volume, grid: Grid, spacing: float, margin: float = 0.0) -> Sol
     distance = 1e-3 * sampled(Volume(field, mask.patient_T_voxel), coarse)
     # Between two voxels further apart than the mean the field rises too fast.
     slope = np.sqrt(sum(part**2 for part in np.gradient(distance, spacing)))
-    return Solid(coarse, np.asarray(distance / np.maximum(slope, 1.0), np.float32))
+    return Solid.of(coarse, distance / np.maximum(slope, 1.0))
 
 
 def _solids(labels: Volume, rules: Mapping[str, LabelRule],
@@ -501,8 +506,7 @@ def save_imported(folder: Path, imported: Imported, about: Mapping[str, Any]) ->
                               **{f'volume.{name}': voxels
                                  for name, voxels in imported.volumes.items()}}
     for name, solid in imported.solids.items():
-        arrays[f'solid.{name}'] = np.asarray(np.clip(np.rint(solid.distance / _TENTH),
-                                                     -32767, 32767), np.int16)
+        arrays[f'solid.{name}'] = solid.steps
         arrays[f'solid.{name}.grid'] = _numbers(solid.grid)
     np.savez_compressed(folder / VOXELS, **arrays)
     path = folder / 'patient.yaml'
@@ -569,6 +573,5 @@ def _kept_solids(arrays: Mapping[str, Any]) -> dict[str, Solid]:
         if key.startswith('solid.') and not key.endswith('.grid'):
             steps = arrays[key]
             grid = _grid_of(arrays, f'{key}.grid', steps.shape)
-            solids[key.removeprefix('solid.')] = Solid(grid, np.asarray(
-                steps * np.float32(_TENTH), np.float32))
+            solids[key.removeprefix('solid.')] = Solid(grid, steps)
     return solids

@@ -8,7 +8,7 @@ from std_srvs.srv import SetBool, Trigger
 from hybrid_guidance.calibration.file import CalibrationError
 from hybrid_guidance.fusion.frame_tree import FrameTreeError
 from hybrid_guidance.geometry.projection import Projection
-from hybrid_guidance.geometry.rigid import inverse, transform
+from hybrid_guidance.geometry.rigid import inverse
 from hybrid_guidance.imaging.dicom import open_dicom
 from hybrid_guidance.imaging.frame import Frame, Recording
 from hybrid_guidance.imaging.image_folder import open_images
@@ -18,12 +18,11 @@ from hybrid_guidance.ros import qos
 from hybrid_guidance.ros.calibration import load_beliefs, load_calibrations, load_delay
 from hybrid_guidance.ros.frames import FramePublisher, Playback
 from hybrid_guidance.ros.gantry import GantryParameters, GantryPoses
-from hybrid_guidance.ros.ground_truth import GroundTruth
+from hybrid_guidance.ros.ground_truth import GroundTruth, TrueTools
 from hybrid_guidance.ros.health import ERROR
 from hybrid_guidance.ros.live import LIVE, LiveImages, Project, Undistort
 from hybrid_guidance.ros.node import GuidanceNode, run
 from hybrid_guidance.simulation.anatomy import build_patient
-from hybrid_guidance.simulation.instruments import Needle
 from hybrid_guidance.simulation.render import xray_renderer
 from hybrid_guidance.simulation.room import make_room
 from hybrid_guidance.simulation.xray import XrayRenderer
@@ -51,6 +50,10 @@ class FluoroscopyParameters(GantryParameters):
                           meaning='of the simulated patient and noise')
     pulse_rate: float = parameter(15.0, low=0.5, high=30.0, unit='Hz',
                                   meaning='of the pedal, simulated')
+    bend: float = parameter(0.0, low=-10.0, high=10.0, unit='1/m', fixed=True, meaning=(
+        'curvature of the simulated needle in tissue: that of patient_node'))
+    iodine: float = parameter(300.0, low=0.0, high=400.0, unit='kg/m³', fixed=True, meaning=(
+        'in what patient_node injects: 300 is undiluted contrast medium, 0 is not seen'))
 
 
 class FluoroscopyNode(GuidanceNode[FluoroscopyParameters]):
@@ -119,7 +122,8 @@ class FluoroscopyNode(GuidanceNode[FluoroscopyParameters]):
         seed = self.parameters.seed
         beliefs = load_beliefs(self.parameters.calibration_file)
         self._room = make_room(procedure, beliefs, seed)
-        self._needle = Needle(transform(), procedure.needle.diameter, procedure.needle.length)
+        self._tools = TrueTools(self, procedure, self.parameters.bend, seed,
+                                self.parameters.iodine)
         self._renderer = xray_renderer(
             procedure, build_patient(procedure.region, seed, procedure.target), seed)
         # The anatomy of a standing C-arm is integrated before the first pulse, not in it.
@@ -133,7 +137,8 @@ class FluoroscopyNode(GuidanceNode[FluoroscopyParameters]):
         patient_T_needle = self._truth.lookup('patient', 'needle', stamp)
         patient_T_carm = self._truth.lookup('patient', 'carm', stamp)
         pixels = self._renderer.render(patient_T_carm @ self._room.carm_T_fluoroscopy,
-                                       [self._needle.at(patient_T_needle)])
+                                       self._tools.needles(patient_T_needle),
+                                       self._tools.fluids)
         self._publisher.publish(Frame(pixels, stamp, self._renderer.projection))
         self._pulses += 1
         self._kerma.publish(Float64(data=self._pulses * self._renderer.air_kerma_per_pulse()))

@@ -1,6 +1,5 @@
 """The simulated operating room: ground truth, its trackers, and a hand that holds the needle."""
 
-from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,7 +7,6 @@ from geometry_msgs.msg import PoseStamped
 from std_srvs.srv import Trigger
 from visualization_msgs.msg import MarkerArray
 
-from hybrid_guidance.fusion.frame_tree import FrameTree, FrameTreeError, FutureError
 from hybrid_guidance.geometry.rigid import transform
 from hybrid_guidance.geometry.types import Transform
 from hybrid_guidance.parameters import parameter
@@ -22,11 +20,15 @@ from hybrid_guidance.ros.convert import (
     stamp_ns,
     transform_message,
 )
+from hybrid_guidance.ros.held_needle import HeldNeedle
 from hybrid_guidance.ros.node import GuidanceNode, run
 from hybrid_guidance.simulation.anatomy import build_structures
 from hybrid_guidance.simulation.hand import Hand, HandSkill
+from hybrid_guidance.simulation.instruments import bent, insertion
 from hybrid_guidance.simulation.motion import make_motion
-from hybrid_guidance.simulation.room import Reading, Room, Tracker, make_room
+from hybrid_guidance.simulation.render import procedure_needle
+from hybrid_guidance.simulation.room import Room, Tracker, Tracking, make_room
+from hybrid_guidance.simulation.syringe import Syringe
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,12 @@ class PatientParameters:
                                   meaning='how fast the hand moves the tip')
     hand_tremor: float = parameter(0.1e-3, low=0.0, high=0.005, unit='m', fixed=True,
                                    meaning='deviation of the tip by tremor')
+    bend: float = parameter(0.0, low=-10.0, high=10.0, unit='1/m', fixed=True, meaning=(
+        'curvature of the needle in tissue, 0 is rigid; the image nodes need the same'))
+    injection_ml: float = parameter(3.0, low=0.01, high=20.0, unit='ml', fixed=True, meaning=(
+        'what each call of the service inject lets out of the tip'))
+    injection_ml_per_s: float = parameter(0.5, low=0.01, high=10.0, unit='ml/s', fixed=True,
+                                          meaning='how fast it flows')
     command_timeout: float = parameter(0.5, low=0.05, high=5.0, unit='s', meaning=(
         'the hand stops when no pose has been commanded for this long'))
 
@@ -85,15 +93,16 @@ class PatientNode(GuidanceNode[PatientParameters]):
         self._motion = make_motion(self._procedure.region, parameters.seed, parameters.breathing,
                                    parameters.shift, parameters.shift_time)
         self._start_ns = self.now_ns()
-        trackers = {name: Tracker(position, rotation, parameters.tracker_delay,
-                                  parameters.seed + number, parameters.tracker_bias,
-                                  parameters.tracker_dropout)
-                    for number, (name, position, rotation) in enumerate((
-                        ('carm', parameters.carm_position_noise, parameters.carm_rotation_noise),
-                        ('ultrasound_probe', parameters.probe_position_noise,
-                         parameters.probe_rotation_noise)))}
-        self._trackers = {name: tracker for name, tracker in trackers.items()
-                          if parameters.tracked in ('all', name)}
+        self._tracking = Tracking({
+            name: Tracker(position, rotation, parameters.tracker_delay, parameters.seed + number,
+                          parameters.tracker_bias, parameters.tracker_dropout)
+            for number, (name, position, rotation) in enumerate((
+                ('carm', parameters.carm_position_noise, parameters.carm_rotation_noise),
+                ('ultrasound_probe', parameters.probe_position_noise,
+                 parameters.probe_rotation_noise)))
+            if parameters.tracked in ('all', name)})
+        self._bodies = {'carm': self._room.world_T_carm,
+                        'ultrasound_probe': self._room.world_T_probe}
         self.listen_to_frames()
         self._broadcaster = tf.TransformBroadcaster(self)
         self._truth = {name: self.create_publisher(
@@ -101,95 +110,81 @@ class PatientNode(GuidanceNode[PatientParameters]):
             for name in ('needle', 'patient', 'carm', 'ultrasound_probe')}
         self._markers = self.create_publisher(MarkerArray, 'ground_truth/markers', qos.STATE)
         self.create_subscription(PoseStamped, 'plan/needle_pose', self._on_command, qos.COMMAND)
+        self._fluid = self.create_publisher(MarkerArray, 'ground_truth/injectate', qos.STATE)
+        self._told: list[tuple[Transform, float]] = []
         self.create_service(Trigger, '~/reset', self._on_reset)
+        self.create_service(Trigger, '~/inject', self._on_inject)
         self._begin()
         self.create_timer(1.0 / parameters.rate, self._tick)
         self.create_timer(1.0, self._show)
+        self.create_timer(0.1, self._flow)
 
     def _begin(self) -> None:
-        parameters = self.parameters
+        parameters, now = self.parameters, self.now_ns()
         path = Path(self._procedure.entry, self._procedure.target)
         # Beside the patient and not yet aligned: the approach is part of the procedure.
         start = path.pose_at(-0.05) @ transform(translation=np.array([0.01, 0.01, 0.0]))
         skill = HandSkill(speed=parameters.hand_speed, tremor=parameters.hand_tremor)
-        self._hand = Hand(start, skill, parameters.seed, self._bone)
-        # What the hand meant to hold: its tremor is no motion to be repeated.
-        self._history = FrameTree(cache_s=2.0)
-        self._command: tuple[Transform, int] | None = None
-        self._readings: deque[tuple[str, Reading]] = deque()
-        self._last_ns = self._command_ns = self.now_ns()
+        self._held = HeldNeedle(
+            Hand(start, skill, parameters.seed, self._bone),
+            lambda stamp: self.lookup('patient', 'needle_tip', stamp),
+            self.get_logger().warning, now)
+        self._syringe = Syringe(1e-6 * parameters.injection_ml,
+                                1e-6 * parameters.injection_ml_per_s)
+        self._tracking.clear()
+        self._last_ns = now
 
     def _tick(self) -> None:
         now = self.now_ns()
-        dt = (now - self._last_ns) * 1e-9
-        if dt < 0.0:
-            # The clock was set back: what was recorded under the old time is void.
-            self._history.clear()
-            self._readings.clear()
+        if now < self._last_ns:
+            # The clock was set back: what was read under the old time is void.
+            self._tracking.clear()
         self._last_ns = now
-        if (now - self._command_ns) * 1e-9 > self.parameters.command_timeout:
-            self._command = None
-            self._hand.stop()
-        self._obey()
-        self._hand.advance(min(max(dt, 0.0), 0.1))
-        needle = self._hand.pose
-        self._history.set('patient', 'needle', now, self._hand.held)
+        self._held.advance(now, self.parameters.command_timeout)
         world_T_patient = self._world_T_patient(now)
-        for name, pose in (('needle', world_T_patient @ needle), ('patient', world_T_patient),
-                           ('carm', self._room.world_T_carm),
-                           ('ultrasound_probe', self._room.world_T_probe)):
+        for name, pose in (('needle', world_T_patient @ self._patient_T_needle()),
+                           ('patient', world_T_patient), *self._bodies.items()):
             self._truth[name].publish(pose_stamped(pose, 'world', now))
-        self._track(now)
+        told = [transform_message('world', name, reading.stamp_ns, reading.pose)
+                for name, reading in self._tracking.told(self._bodies, now)]
+        if told:
+            self._broadcaster.sendTransform(told)
+
+    def _patient_T_needle(self) -> Transform:
+        """Return where the tip truly is: its bevel has turned it off the axis of the hand."""
+        needle = procedure_needle(self._procedure).at(self._held.pose)
+        depth = insertion(needle, self._procedure.entry, self._procedure.target)
+        return bent(needle, self.parameters.bend, depth)[0].pose
 
     def _world_T_patient(self, now: int) -> Transform:
         """Return where the patient is; a needle that the hand holds goes with it."""
         return self._room.world_T_patient @ self._motion.at((now - self._start_ns) * 1e-9)
 
-    def _track(self, now: int) -> None:
-        for name, pose in (('carm', self._room.world_T_carm),
-                           ('ultrasound_probe', self._room.world_T_probe)):
-            if name in self._trackers:
-                reading = self._trackers[name].read(pose, now)
-                if reading is not None:
-                    self._readings.append((name, reading))
-        told = []
-        while self._readings and self._readings[0][1].due_ns <= now:
-            name, reading = self._readings.popleft()
-            told.append(transform_message('world', name, reading.stamp_ns, reading.pose))
-        if told:
-            self._broadcaster.sendTransform(told)
-
     def _on_command(self, message: PoseStamped) -> None:
         if message.header.frame_id != 'patient':
             raise ValueError(f'plan/needle_pose is in "{message.header.frame_id}", not in '
                              '"patient"; the hand does not move')
-        self._command = (matrix_from_pose(message.pose), stamp_ns(message.header.stamp))
-        self._command_ns = self.now_ns()
-        self._obey()
+        self._held.command(matrix_from_pose(message.pose), stamp_ns(message.header.stamp),
+                           self.now_ns())
 
-    def _obey(self) -> None:
-        """Turn the last command into a goal, as soon as the display shows its moment."""
-        if self._command is None:
-            return
-        told, stamp = self._command
-        try:
-            shown = self.lookup('patient', 'needle_tip', stamp)
-            self._hand.follow(told, shown, self._history.lookup('patient', 'needle', stamp))
-        except tf.LookupException:
-            self._hand.follow(told, None, self._hand.held)
-        except (tf.FutureException, FutureError):
-            return
-        except (tf.TransformException, FrameTreeError) as error:
-            self.get_logger().warning(f'a command cannot be followed: {error}')
-        self._command = None
+    def _on_inject(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        self._syringe.inject(self._patient_T_needle(), 1e-9 * self.now_ns())
+        response.success, response.message = True, f'{self.parameters.injection_ml:g} ml flow'
+        return response
 
     def _on_reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         self._begin()
         response.success, response.message = True, 'the needle is outside the patient again'
         return response
 
+    def _flow(self) -> None:
+        depots = self._syringe.depots(1e-9 * self._last_ns)
+        if depots != self._told:
+            self._told = depots
+            self._fluid.publish(markers.fluid(depots, self._last_ns))
+
     def _show(self) -> None:
-        world_T_needle = self._world_T_patient(self._last_ns) @ self._hand.pose
+        world_T_needle = self._world_T_patient(self._last_ns) @ self._patient_T_needle()
         self._markers.publish(markers.needle(
             'ground_truth', world_T_needle, 'world', self._last_ns,
             self._procedure.needle.length, (0.2, 0.9, 0.3, 0.6)))

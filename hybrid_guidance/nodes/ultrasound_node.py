@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass
 
+from sensor_msgs.msg import Image
+
 from hybrid_guidance.calibration.file import CalibrationError
 from hybrid_guidance.fusion.frame_tree import FrameTreeError
 from hybrid_guidance.geometry.projection import Projection
-from hybrid_guidance.geometry.rigid import transform
 from hybrid_guidance.imaging.dicom import open_dicom
 from hybrid_guidance.imaging.frame import Frame, Recording
 from hybrid_guidance.imaging.geometry import ImageGeometry
@@ -13,14 +14,15 @@ from hybrid_guidance.imaging.image_folder import open_images
 from hybrid_guidance.imaging.sequence import open_sequence
 from hybrid_guidance.parameters import parameter
 from hybrid_guidance.procedure import load_procedure
+from hybrid_guidance.ros import qos
 from hybrid_guidance.ros.calibration import load_beliefs, load_calibrations, load_delay
+from hybrid_guidance.ros.convert import image_message
 from hybrid_guidance.ros.frames import FramePublisher, Playback, RecordedPoses
-from hybrid_guidance.ros.ground_truth import GroundTruth
+from hybrid_guidance.ros.ground_truth import GroundTruth, TrueTools
 from hybrid_guidance.ros.health import ERROR
 from hybrid_guidance.ros.live import LIVE, LiveImages, LiveParameters
 from hybrid_guidance.ros.node import GuidanceNode, run
 from hybrid_guidance.simulation.anatomy import build_patient
-from hybrid_guidance.simulation.instruments import Needle
 from hybrid_guidance.simulation.render import ultrasound_renderer
 from hybrid_guidance.simulation.room import make_room
 
@@ -57,6 +59,10 @@ class UltrasoundParameters(LiveParameters):
         'how old the echoes of a simulated image are at its stamp: 0.15 is typical'))
     pulsation: float = parameter(0.0, low=0.0, high=0.3, fixed=True, meaning=(
         'how far simulated arteries move with the heart, of their radius: 0.05 is usual'))
+    doppler: str = parameter('none', choices=('none', 'colour', 'power'), fixed=True, meaning=(
+        'whether ultrasound/doppler shows simulated blood in colour: colour is velocity'))
+    bend: float = parameter(0.0, low=-10.0, high=10.0, unit='1/m', fixed=True, meaning=(
+        'curvature of the simulated needle in tissue: that of patient_node'))
 
 
 class UltrasoundNode(GuidanceNode[UltrasoundParameters]):
@@ -65,6 +71,7 @@ class UltrasoundNode(GuidanceNode[UltrasoundParameters]):
     def __init__(self) -> None:
         super().__init__('ultrasound_node', UltrasoundParameters)
         self._publisher = FramePublisher(self, 'ultrasound', 'ultrasound_image')
+        self._doppler = self.create_publisher(Image, 'ultrasound/doppler', qos.IMAGE)
         parameters = self.parameters
         if parameters.source == 'simulated':
             self._simulate()
@@ -94,7 +101,7 @@ class UltrasoundNode(GuidanceNode[UltrasoundParameters]):
         procedure, seed = load_procedure(self.parameters.procedure), self.parameters.seed
         beliefs = load_beliefs(self.parameters.calibration_file)
         self._room = make_room(procedure, beliefs, seed)
-        self._needle = Needle(transform(), procedure.needle.diameter, procedure.needle.length)
+        self._tools = TrueTools(self, procedure, self.parameters.bend, seed)
         self._renderer = ultrasound_renderer(
             procedure, build_patient(procedure.region, seed, procedure.target), seed,
             self.parameters.pulsation)
@@ -111,9 +118,13 @@ class UltrasoundNode(GuidanceNode[UltrasoundParameters]):
             self.health.set('source', False, f'no simulated patient (patient_node): {error}')
             return
         self.health.set('source', True)
-        pixels = self._renderer.render(patient_T_probe @ self._room.probe_T_ultrasound,
-                                       [self._needle.at(patient_T_needle)], seen * 1e-9)
+        pose = patient_T_probe @ self._room.probe_T_ultrasound
+        pixels = self._renderer.render(pose, self._tools.needles(patient_T_needle), seen * 1e-9,
+                                       self._tools.fluids)
         self._publisher.publish(Frame(pixels, stamp, self._renderer.projection))
+        if self.parameters.doppler != 'none':
+            coloured = self._renderer.doppler(pixels, pose, seen * 1e-9, self.parameters.doppler)
+            self._doppler.publish(image_message(coloured[..., ::-1], 'ultrasound_image', stamp))
 
     def _open(self, file: str) -> Recording:
         if self.parameters.source == 'dicom':

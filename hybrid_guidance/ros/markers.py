@@ -42,6 +42,17 @@ def needle(namespace: str, frame_T_needle: Transform, frame_id: str, stamp: int,
     return MarkerArray(markers=[rod, tip])
 
 
+def fluid(depots: Sequence[tuple[Transform, float]], stamp: int) -> MarkerArray:
+    """Return depots ((4, 4) patient_T_depot, m³) as balls that hold as much."""
+    balls = []
+    for number, (pose, volume) in enumerate(depots):
+        ball = _marker(Marker.SPHERE, 'injectate', number, 'patient', stamp, (0.3, 0.6, 1.0, 0.5))
+        ball.pose = pose_message(pose)
+        ball.scale.x = ball.scale.y = ball.scale.z = float(np.cbrt(6.0 * volume / np.pi))
+        balls.append(ball)
+    return MarkerArray(markers=balls or [Marker(action=Marker.DELETEALL)])
+
+
 def path(entry: Points, target: Points, frame_id: str, stamp: int) -> list[Marker]:
     """Return a planned path as a line with a ball at entry and target ((3,) m)."""
     line = _marker(Marker.LINE_STRIP, 'plan', 0, frame_id, stamp, (0.1, 0.8, 1.0, 1.0))

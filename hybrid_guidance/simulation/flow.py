@@ -40,8 +40,8 @@ class Blood:
 
     Attributes:
         grid: of the vectors.
-        vectors: (Z, Y, X, 9) float16 in ``patient``: velocity in arteries at systole, in veins, m/s, and
-            the displacement at systole of walls that move by their radius, m.
+        vectors: (Z, Y, X, 9) float16 in ``patient``: velocity in arteries at systole, in veins,
+            m/s, and the displacement at systole of walls that move by their radius, m.
         there: (Z, Y, X) uint8, 1 where flow is, 2 where walls move, 3 for both.
     """
 
@@ -77,8 +77,9 @@ class Blood:
         found = self.there.reshape(-1).take(flat)
         chosen = np.flatnonzero((found > 0) & held)
         vectors = self.vectors.reshape(-1, 9).take(flat.reshape(-1)[chosen], axis=0)
-        turned = vectors.reshape(-1, 3).astype(np.float32) @ patient_T_image[:3, :3].astype(np.float32)
-        return chosen, found.reshape(-1)[chosen], np.asarray(turned.reshape(-1, 3, 3), np.float32)
+        axes = patient_T_image[:3, :3].astype(np.float32)
+        turned = vectors.astype(np.float32).reshape(-1, 3) @ axes
+        return chosen, found.reshape(-1)[chosen], turned.reshape(-1, 3, 3)
 
 
 def make_blood(patient: Patient) -> Blood:

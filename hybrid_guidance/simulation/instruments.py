@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from hybrid_guidance.geometry import needle as segment
-from hybrid_guidance.geometry.rigid import pose_along, transform
+from hybrid_guidance.geometry.rigid import inverse, pose_along, transform
 from hybrid_guidance.geometry.types import Points, Transform
 
 
@@ -58,6 +58,25 @@ def needle_on_path(entry: Points, target: Points, depth: float, diameter: float,
     direction = np.asarray(target, dtype=float) - entry
     unit = direction / np.linalg.norm(direction)
     return Needle(pose_along(entry + depth * unit, direction), diameter, length)
+
+
+def insertion(needle: Needle, entry: Points, target: Points) -> float:
+    """Return how deep a needle is, metres: along its axis, from the plane of the skin at entry.
+
+    Args:
+        needle: of which only the tip and its direction count.
+        entry: (3,) metres, in ``patient``.
+        target: (3,) metres, in ``patient``; the plane is square to the path there.
+    """
+    path = (target - entry) / np.linalg.norm(target - entry)
+    ahead = max(float(needle.pose[:3, 2] @ path), 0.5)
+    return max(float((needle.pose[:3, 3] - entry) @ path) / ahead, 0.0)
+
+
+def bent_at(needle: Needle, curvature: float, inserted: float) -> tuple[Needle, ...]:
+    """Return a needle whose bevel turned it, as ``bent``, of the true pose of its tip."""
+    away = bent(needle.at(np.eye(4)), curvature, inserted)[0].pose
+    return bent(needle.at(needle.pose @ inverse(away)), curvature, inserted)
 
 
 def bent(needle: Needle, curvature: float, inserted: float, pieces: int = 6) -> tuple[Needle, ...]:

@@ -1,5 +1,6 @@
 """The simulated operating room: where everything truly is, and what its trackers say."""
 
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -107,3 +108,30 @@ class Tracker:
         if self._blind:
             return None
         return Reading(stamp_ns, stamp_ns + self._delay_ns, perturbed(pose, noise + self._bias))
+
+
+class Tracking:
+    """What trackers tell of several bodies, in the order in which it is due.
+
+    Args:
+        trackers: name of a body to its tracker.
+    """
+
+    def __init__(self, trackers: Mapping[str, Tracker]) -> None:
+        self._trackers = trackers
+        self._readings: deque[tuple[str, Reading]] = deque()
+
+    def clear(self) -> None:
+        """Forget what has not been told yet."""
+        self._readings.clear()
+
+    def told(self, poses: Mapping[str, Transform], now_ns: int) -> list[tuple[str, Reading]]:
+        """Read the bodies that are tracked, and return what is due: name and reading."""
+        for name, tracker in self._trackers.items():
+            reading = tracker.read(poses[name], now_ns)
+            if reading is not None:
+                self._readings.append((name, reading))
+        due = []
+        while self._readings and self._readings[0][1].due_ns <= now_ns:
+            due.append(self._readings.popleft())
+        return due

@@ -14,7 +14,7 @@ from hybrid_guidance.simulation.anatomy import Grid, Patient, empty_patient
 from hybrid_guidance.simulation.beams import Scan
 from hybrid_guidance.simulation.flow import heartbeat, make_blood
 from hybrid_guidance.simulation.injectate import Injectate
-from hybrid_guidance.simulation.instruments import Needle, bent
+from hybrid_guidance.simulation.instruments import Needle, bent, bent_at, insertion
 from hybrid_guidance.simulation.tissues import Tissue
 from hybrid_guidance.simulation.ultrasound import UltrasoundRenderer
 from hybrid_guidance.simulation.xray import Technique, XrayRenderer
@@ -165,3 +165,16 @@ def test_a_bent_needle_is_an_arc_and_a_rigid_one_the_needle_itself() -> None:
     # Outside the skin it is where the rigid needle was.
     assert np.allclose(parts[-1].shaft[0], needle.shaft[0], atol=1e-12)
     assert [part.glint for part in parts] == [True] + [False] * (len(parts) - 1)
+
+
+def test_a_bent_needle_of_a_known_tip_is_that_of_the_hand() -> None:
+    """There and back: the pieces behind a true tip are those that the rigid needle bends to."""
+    entry, target = np.array([0.01, 0.0, 0.0]), np.array([0.03, 0.06, 0.02])
+    path = (target - entry) / np.linalg.norm(target - entry)
+    rigid = Needle(pose_along(entry + 0.05 * path, path), 0.0007, 0.09)
+    assert insertion(rigid, entry, target) == pytest.approx(0.05)
+    assert insertion(rigid.at(pose_along(entry - 0.01 * path, path)), entry, target) == 0.0
+    pieces = bent(rigid, 2.0, 0.05)
+    again = bent_at(rigid.at(pieces[0].pose), 2.0, 0.05)
+    for piece, other in zip(pieces, again, strict=True):
+        assert np.allclose(piece.pose, other.pose, atol=1e-12)

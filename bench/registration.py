@@ -135,8 +135,8 @@ def sweep(procedure, patient, seed: int, wrong: np.ndarray | None = None):
                                                 renderer.projection))
             told = perturbed(pose, noise * random.normal(size=6)) @ perturbed(
                 np.eye(4), calibration)
-            glimpses.append(Glimpse(pixels, confidence, renderer.projection, told,
-                                    renderer.probe.radius))
+            glimpses.append(Glimpse.seen(pixels, confidence, renderer.projection, told,
+                                         renderer.probe.radius))
     return swept(glimpses)
 
 

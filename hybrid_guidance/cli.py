@@ -30,7 +30,7 @@ _MODULES = {
     'inspect': ('hybrid_guidance.inspection', (
         'say what geometry a DICOM file carries, what is missing, and what to enter by hand')),
     'register': ('hybrid_guidance.register', (
-        'find where the patient of a CT lies, by X-rays or points, and say how sure that is')),
+        'find where the patient of a CT lies, by X-rays, ultrasound or points, and how surely')),
 }
 """Commands that are modules: ``add_parser(parser)`` and ``run(arguments)``, and what they do."""
 

@@ -3,15 +3,15 @@
 import argparse
 import json
 from collections.abc import Mapping
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import yaml
-from numpy.typing import NDArray
-from scipy.ndimage import distance_transform_edt
 
+from hybrid_guidance.calibration.file import load, load_delays, update
 from hybrid_guidance.geometry.projection import Projection
 from hybrid_guidance.geometry.rigid import (
     inverse,
@@ -22,26 +22,30 @@ from hybrid_guidance.geometry.rigid import (
 )
 from hybrid_guidance.geometry.types import Array, Points, Transform
 from hybrid_guidance.imaging.dicom import open_dicom
-from hybrid_guidance.imaging.volume import read_volume
 from hybrid_guidance.planning.files import read_markups
 from hybrid_guidance.procedure import load_procedure
 from hybrid_guidance.registration import picture
+from hybrid_guidance.registration.ct import REACH, Scan, read_scan
+from hybrid_guidance.registration.entry import entry_of
 from hybrid_guidance.registration.points import register_pairs, register_sets
 from hybrid_guidance.registration.projection import (
     Bone,
     ProjectionRegistration,
     View,
-    aligned,
     register_views,
     shadow,
 )
 from hybrid_guidance.registration.result import Registration, RegistrationError
+from hybrid_guidance.registration.surface import (
+    Glimpse,
+    SurfaceRegistration,
+    register_surface,
+    swept,
+)
 from hybrid_guidance.simulation.anatomy import build_patient
 from hybrid_guidance.simulation.render import procedure_needle, standard_views, xray_renderer
 from hybrid_guidance.simulation.scanner import scanned
-
-# How much larger than its labels a masked bone is, metres: gradients need its edge.
-_ROUND = 0.004
+from hybrid_guidance.sweep import Names, read_sweep, simulated_sweep
 
 
 def add_parser(parser: argparse.ArgumentParser) -> None:
@@ -51,11 +55,7 @@ def add_parser(parser: argparse.ArgumentParser) -> None:
     xray.add_argument('job', type=Path, nargs='?', help=(
         'YAML file of X-rays, start and target (see docs/registration.md); a simulated patient '
         'where none is given'))
-    xray.add_argument('--ct', type=Path, help='.nii, .nii.gz, .nrrd or folder of DICOM slices')
-    xray.add_argument('--labels', type=Path, help='label map of the same patient')
-    xray.add_argument('--label', action='append', default=[], type=int, metavar='NUMBER',
-                      help='only this bone of the label map counts; may be repeated')
-    xray.add_argument('--seed', type=int, default=1, help='of the simulated patient')
+    _add_ct(xray)
     points = kinds.add_parser('points', help='fiducials in the CT on fiducials in the room')
     points.add_argument('moving', type=Path, help='.mrk.json or .fcsv of 3D Slicer, in the CT')
     points.add_argument('fixed', type=Path, help='the same, as measured in the room')
@@ -64,15 +64,46 @@ def add_parser(parser: argparse.ArgumentParser) -> None:
     points.add_argument('--target', type=float, nargs=3, metavar=('X', 'Y', 'Z'), required=True,
                         help='LPS mm in the CT: where the error counts')
     points.add_argument('--space', choices=('LPS', 'RAS'), help='axes of files that do not say')
-    for each in (xray, points):
+    surface = kinds.add_parser('surface', help='a sweep of tracked ultrasound on a CT')
+    _add_surface(surface)
+    for each in (xray, points, surface):
         each.add_argument('--output', type=Path, default=Path('register-output'),
                           help='folder for the report and pictures')
+
+
+def _add_ct(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('--ct', type=Path, help='.nii, .nii.gz, .nrrd or folder of DICOM slices')
+    parser.add_argument('--labels', type=Path, help='label map of the same patient')
+    parser.add_argument('--label', action='append', default=[], type=int, metavar='NUMBER',
+                        help='only this bone of the label map counts; may be repeated')
+    parser.add_argument('--seed', type=int, default=1, help='of the simulated patient')
+
+
+def _add_surface(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('sweep', type=Path, nargs='?', help=(
+        'rosbag2 recording of ultrasound and /tf, or PLUS/IGSIO sequence; a simulated patient '
+        'where none is given'))
+    _add_ct(parser)
+    parser.add_argument('--target', type=float, nargs=3, metavar=('X', 'Y', 'Z'),
+                        help='LPS mm in the CT: where the error counts')
+    parser.add_argument('--calibration', type=Path, metavar='FILE', help=(
+        'calibration file with the probe, and with the patient as the start, if it has it'))
+    parser.add_argument('--start', type=Path, metavar='FILE', help=(
+        'YAML with fixed_T_moving, 4x4, metres: where the CT is to within 10 mm and 8 degrees'))
+    parser.add_argument('--write', type=Path, metavar='FILE', help=(
+        'calibration file that gets the patient where the registration is accepted'))
+    parser.add_argument('--valid-for', type=float, default=12.0, metavar='HOURS',
+                        help='until it expires (default: %(default)g)')
+    for name, default in (('fixed', 'world'), ('probe', 'ultrasound_probe')):
+        parser.add_argument(f'--{name}', default=default, metavar='FRAME', help=(
+            'name of that frame in the recording (default: %(default)s)'))
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Register, print the verdict, write the report; exit status 1 where it is refused."""
     arguments.output.mkdir(parents=True, exist_ok=True)
-    found = (_by_xray if arguments.kind == 'xray' else _by_points)(arguments)
+    found = {'xray': _by_xray, 'points': _by_points, 'surface': _by_surface}[arguments.kind](
+        arguments)
     report = arguments.output / 'registration.json'
     report.write_text(json.dumps(_report(found), indent=2) + '\n', encoding='utf-8')
     print(found.verdict)
@@ -89,6 +120,9 @@ def _report(found: Registration) -> dict[str, Any]:
     if isinstance(found, ProjectionRegistration):
         report |= {'likeness': list(found.likeness), 'rival': found.rival,
                    'disagreement': found.disagreement, 'misfit': found.misfit}
+    if isinstance(found, SurfaceRegistration):
+        report |= {'points': found.count, 'fitting': found.fitting, 'rival': min(found.rival, 1e9),
+                   'residual': found.residual, 'least_known_along': found.free.tolist()}
     return report
 
 
@@ -120,6 +154,56 @@ def _by_xray(arguments: argparse.Namespace) -> Registration:
     return found
 
 
+def _by_surface(arguments: argparse.Namespace) -> Registration:
+    glimpses, scan, start, target = (_simulated_sweep(arguments.seed) if arguments.sweep is None
+                                     else _recorded_sweep(arguments))
+    cloud, bone = swept(glimpses), scan.surface()
+    found = register_surface(cloud, bone, start, target)
+    path = arguments.output / 'surface.png'
+    drawn = picture.slices(scan, bone, cloud, start, found)
+    if not cv2.imwrite(str(path), drawn[..., ::-1]):
+        raise OSError(f'{path} cannot be written; name another folder')
+    if arguments.write is not None and found.accepted:
+        now = datetime.now(timezone.utc).replace(microsecond=0)
+        update(arguments.write, entry_of(found, now, now + timedelta(hours=arguments.valid_for)))
+        print(f'the patient is in {arguments.write}')
+    return found
+
+
+def _simulated_sweep(seed: int) -> tuple[list[Glimpse], Scan, Transform, Points]:
+    """Return the sweep over a simulated patient, its CT, and a start 7 mm and 5 degrees off."""
+    procedure = load_procedure('lumbar_facet_injection')
+    patient = build_patient(procedure.region, seed, procedure.target)
+    ct = scanned(patient, seed)
+    return (simulated_sweep(procedure, patient, seed),
+            Scan(ct.volume, ct.origin, ct.spacing).near(procedure.target, REACH),
+            _start_beside(procedure.target, seed, 0.007, 5.0), procedure.target)
+
+
+def _recorded_sweep(arguments: argparse.Namespace) -> tuple[
+        list[Glimpse], Scan, Transform, Points]:
+    if arguments.calibration is None or arguments.target is None:
+        raise RegistrationError('a recorded sweep needs --calibration FILE and --target X Y Z')
+    target = 1e-3 * np.array(arguments.target)
+    scan = _scan(arguments, target, REACH)
+    now = datetime.now(timezone.utc)
+    known = {item.child: item for item in load(arguments.calibration, now)}
+    if 'ultrasound_image' not in known:
+        raise RegistrationError(f'{arguments.calibration}: has no calibration of kind '
+                                'ultrasound-spatial; run "hybrid-guidance calibrate"')
+    delay = load_delays(arguments.calibration, now).get('ultrasound')
+    glimpses = read_sweep(arguments.sweep, known['ultrasound_image'],
+                          0.0 if delay is None else delay.delay,
+                          Names(arguments.fixed, arguments.probe))
+    if arguments.start is not None:
+        start = _pose(_content(arguments.start), 'fixed_T_moving', arguments.start)
+    elif 'patient' in known:
+        start = known['patient'].transform
+    else:
+        raise RegistrationError('nothing says where the CT is, coarsely; name --start FILE')
+    return glimpses, scan, start, target
+
+
 _Task = tuple[Bone, list[View], Transform, Points]
 
 
@@ -136,57 +220,45 @@ def _simulated(seed: int) -> _Task:
         line = projection.pixels(transform_points(inverse(pose), needle.shaft))
         views.append(View(xray_renderer(own, patient, seed).render(pose, (needle,)), projection,
                           pose, shadow((projection.width, projection.height), [line], 40.0)))
-    random = np.random.default_rng([seed, 0x3E6])
-    axes = random.normal(size=(2, 3))
+    start = _start_beside(procedure.target, seed, 0.015, 8.0)
+    return Scan(ct.volume, ct.origin, ct.spacing).bone(), views, start, procedure.target
+
+
+def _start_beside(target: Points, seed: int, shift: float, turn_deg: float) -> Transform:
+    """Return a pose as far from the identity at the target, in a drawn direction."""
+    axes = np.random.default_rng([seed, 0x3E6]).normal(size=(2, 3))
     axes /= np.linalg.norm(axes, axis=1, keepdims=True)
-    turn = rotation_from_vector(np.radians(8.0) * axes[0])
-    start = transform(turn, procedure.target - turn @ procedure.target + 0.015 * axes[1])
-    return (Bone.from_hounsfield(ct.volume, ct.origin, ct.spacing), views, start,
-            procedure.target)
+    turn = rotation_from_vector(np.radians(turn_deg) * axes[0])
+    return transform(turn, target - turn @ target + shift * axes[1])
+
+
+def _scan(arguments: argparse.Namespace, target: Points, reach: float | Array) -> Scan:
+    """Return the CT of the command line about the target."""
+    if arguments.ct is None:
+        raise RegistrationError('no CT; name it with --ct')
+    return read_scan(arguments.ct, arguments.labels, arguments.label).near(target, reach)
 
 
 def _job(arguments: argparse.Namespace) -> _Task:
-    if arguments.ct is None:
-        raise RegistrationError('no CT; name it with --ct')
-    try:
-        content = yaml.safe_load(arguments.job.read_text(encoding='utf-8'))
-    except (OSError, yaml.YAMLError) as error:
-        raise RegistrationError(f'{arguments.job}: cannot be read as YAML ({error})') from error
-    if not isinstance(content, dict) or not isinstance(content.get('views'), list):
+    content = _content(arguments.job)
+    if not isinstance(content.get('views'), list):
         raise RegistrationError(f'{arguments.job}: has no list "views"; see docs/registration.md')
     target = _numbers(content, 'target', (3,), arguments.job)
     start = (_pose(content, 'fixed_T_moving', arguments.job)
              if 'fixed_T_moving' in content else np.eye(4))
     views = [_view(each, arguments.job) for each in content['views']]
-    return _bone(arguments, target), views, start, target
+    return _scan(arguments, target, 0.11).bone(), views, start, target
 
 
-def _bone(arguments: argparse.Namespace, target: Points) -> Bone:
-    """Return the bone of a CT, of some labels, or within 110 mm of the target."""
-    values, origin, spacing = aligned(read_volume(arguments.ct))
-    mask = None
-    if arguments.label:
-        if arguments.labels is None:
-            raise RegistrationError('--label needs the label map; name it with --labels')
-        labels, place, _ = aligned(read_volume(arguments.labels))
-        if labels.shape != values.shape or not np.allclose(place, origin, atol=1e-4):
-            raise RegistrationError(f'{arguments.labels}: is on another grid than {arguments.ct}; '
-                                    'resample it to that of the CT')
-        mask = _grown(np.isin(labels, arguments.label), spacing)
-    size = np.array(values.shape[::-1])
-    first, last = (np.clip(np.rint((target + side * 0.11 - origin) / spacing), 0, size).astype(int)
-                   for side in (-1, 1))
-    part = tuple(slice(*ends) for ends in zip(first[::-1], last[::-1], strict=True))
-    if 0 in values[part].shape:
-        raise RegistrationError(f'{arguments.ct}: does not hold the target '
-                                f'{np.round(1e3 * target, 1).tolist()} mm (LPS)')
-    return Bone.from_hounsfield(values[part], origin + first * spacing, spacing,
-                                None if mask is None else mask[part])
-
-
-def _grown(mask: NDArray[np.bool_], spacing: Array) -> NDArray[np.bool_]:
-    distance = distance_transform_edt(~mask, sampling=tuple(spacing[::-1]))
-    return np.asarray(distance < _ROUND)
+def _content(path: Path) -> dict[str, Any]:
+    """Read a YAML mapping."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding='utf-8'))
+    except (OSError, yaml.YAMLError) as error:
+        raise RegistrationError(f'{path}: cannot be read as YAML ({error})') from error
+    if not isinstance(content, dict):
+        raise RegistrationError(f'{path}: holds no names and values; see docs/registration.md')
+    return content
 
 
 def _view(entry: Mapping[str, Any], job: Path) -> View:

@@ -39,18 +39,50 @@ class Glimpse:
     """The bone surface found in one tracked image.
 
     Attributes:
-        pixels: (N, 2) px, from ``detection.bone_surface``.
+        points: (N, 3) metres, in the image's frame.
+        beams: (N, 3) unit directions in which sound went to them, in the image's frame.
         confidence: (N,) 0 to 1.
-        projection: orthographic, calibrated.
         fixed_T_image: (4, 4) at the image's time.
-        radius: metres, of the curved face; infinite for a linear probe.
     """
 
-    pixels: Pixels
+    points: Points
+    beams: Array
     confidence: Array
-    projection: Projection
     fixed_T_image: Transform
-    radius: float = np.inf
+
+    @classmethod
+    def seen(cls, pixels: Pixels, confidence: Array, projection: Projection,
+             fixed_T_image: Transform, radius: float = np.inf) -> 'Glimpse':
+        """Take what ``detection.bone_surface`` found in an image.
+
+        Args:
+            pixels: (N, 2) px.
+            confidence: (N,) 0 to 1.
+            projection: orthographic.
+            fixed_T_image: (4, 4) at the image's time.
+            radius: metres, of the curved face; infinite for a linear probe.
+
+        Raises:
+            RegistrationError: the image is not calibrated.
+        """
+        if not projection.is_calibrated:
+            raise RegistrationError('an ultrasound image has no calibration; run "hybrid-guidance '
+                                    'calibrate"')
+        points = projection.back_project(pixels)
+        return cls(points, beams_to(points, radius), confidence, fixed_T_image)
+
+
+def beams_to(points: Points, radius: float) -> Array:
+    """Return the (N, 3) unit directions of the beams that reach points of the image's frame.
+
+    Args:
+        points: (N, 3) metres; the origin is mid transducer face, y is depth.
+        radius: metres, of the curved face; infinite for a linear probe.
+    """
+    if not np.isfinite(radius):
+        return np.broadcast_to([0.0, 1.0, 0.0], points.shape)
+    along = points + [0.0, radius, 0.0]
+    return np.asarray(along / np.linalg.norm(along, axis=1, keepdims=True))
 
 
 @dataclass(frozen=True)
@@ -76,20 +108,12 @@ def swept(glimpses: Sequence[Glimpse], cell: float = 0.0015) -> Cloud:
         cell: metres, edge of the cubes whose points are averaged.
 
     Raises:
-        RegistrationError: an image without calibration, or too few points.
+        RegistrationError: too few points.
     """
     points, beams, weights = [np.zeros((0, 3))], [np.zeros((0, 3))], [np.zeros(0)]
     for glimpse in glimpses:
-        if not glimpse.projection.is_calibrated:
-            raise RegistrationError('an ultrasound image has no calibration; run "hybrid-guidance '
-                                    'calibrate"')
-        local = glimpse.projection.back_project(glimpse.pixels)
-        along = np.broadcast_to([0.0, 1.0, 0.0], local.shape)
-        if np.isfinite(glimpse.radius):
-            along = local + [0.0, glimpse.radius, 0.0]
-            along = along / np.linalg.norm(along, axis=1, keepdims=True)
-        points.append(transform_points(glimpse.fixed_T_image, local))
-        beams.append(along @ glimpse.fixed_T_image[:3, :3].T)
+        points.append(transform_points(glimpse.fixed_T_image, glimpse.points))
+        beams.append(glimpse.beams @ glimpse.fixed_T_image[:3, :3].T)
         weights.append(np.asarray(glimpse.confidence, dtype=float))
     cloud = _thinned(np.vstack(points), np.vstack(beams), np.concatenate(weights), cell)
     if len(cloud.points) < _LEAST_POINTS:
@@ -168,11 +192,15 @@ class SurfaceRegistration(Registration):
         fitting: share of the points within 1.5 mm of bone that faces them.
         free: (3,) unit direction, in ``fixed``, in which the target is known least.
         rival: cost of the next place that is another one; infinite where there is none.
+        count: of the points.
+        residual: metres, root mean square distance of those that fit.
     """
 
     fitting: float = 0.0
     free: Array = field(default_factory=lambda: np.array([0.0, 0.0, 1.0]))
     rival: float = np.inf
+    count: int = 0
+    residual: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -299,7 +327,8 @@ def _rival(best: Transform, found: Sequence[Transform], costs: Array, target: Po
 def _judged(cloud: Cloud, bone: BoneField, pose: Transform, cost: float, rival: float,
             target: Points, common: float, acceptance: Acceptance) -> SurfaceRegistration:
     points, distance, normal, good = _seen(cloud, bone, pose)
-    fitting = float(np.mean(good & (np.abs(distance) < 0.0015)))
+    fits = good & (np.abs(distance) < 0.0015)
+    fitting = float(np.mean(fits))
     covariance = _covariance(cloud, pose, points, distance, normal, good, common)
     plain = Registration(inverse(pose), covariance, np.asarray(target, float), cost, 1.0)
     values, vectors = np.linalg.eigh(plain.target_covariance)
@@ -316,7 +345,8 @@ def _judged(cloud: Cloud, bone: BoneField, pose: Transform, cost: float, rival: 
     if reasons:
         probability = min(probability, 1.0 - acceptance.confidence)
     return SurfaceRegistration(plain.transform, covariance, plain.target, cost, probability,
-                               tuple(reasons), fitting, vectors[:, -1], rival)
+                               tuple(reasons), fitting, vectors[:, -1], rival, len(points),
+                               float(np.sqrt(np.mean(distance[fits]**2))) if fits.any() else 0.0)
 
 
 def _named(direction: Array) -> str:

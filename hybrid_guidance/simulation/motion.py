@@ -1,10 +1,10 @@
-"""How a simulated patient moves in the room: breathing, and a sudden shift."""
+"""How a simulated patient moves in the room, breathing or shifting, and how a probe is swept."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from hybrid_guidance.geometry.rigid import transform
+from hybrid_guidance.geometry.rigid import rotation_from_vector, transform
 from hybrid_guidance.geometry.types import Array, Points, Transform
 
 # Where the anatomy of a region goes with an intake of breath, in ``patient`` (left, posterior,
@@ -64,3 +64,22 @@ def make_motion(region: str, seed: int, breathing: float = 0.0, shift: float = 0
     phase, direction = random.uniform(0.0, np.pi), random.standard_normal(3)
     breath = breathing * np.array(BREATHING.get(region, BREATHING['lumbar']))
     return Motion(breath, float(phase), shift * direction / np.linalg.norm(direction), shift_time)
+
+
+def probe_sweep(seconds: float, reach: float, speed: float = 0.012) -> Transform:
+    """Return ``image_T_swept``: where a hand has a slice that it sweeps over bone.
+
+    To and fro across the slice while it rocks and wanders to the image's left and back, as a
+    freehand sweep does: from beside a spine over its processes to the other side.
+
+    Args:
+        seconds: since the probe was in the middle.
+        reach: metres to either side; 0 holds still.
+        speed: metres per second.
+    """
+    passes = speed * seconds / max(2.0 * reach, 1e-9)
+    across = 2.0 / np.pi * np.arcsin(np.sin(np.pi * passes))
+    aside = 0.6 * (np.cos(2.0 * np.pi * passes / 3.0) - 1.0)
+    rock = np.radians(8.0 * np.sin(2.0 * np.pi * 0.7 * passes)) * bool(reach)
+    return transform(rotation_from_vector(np.array([rock, 0.0, 0.0])),
+                     reach * np.array([aside, 0.0, across]))

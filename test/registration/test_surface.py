@@ -125,7 +125,7 @@ def test_curved_probe_looks_away_from_its_centre() -> None:
     lens = Projection.orthographic((0.0002, 0.0002), (320.0, 0.0), (640, 480))
     place = transform(rotation_from_vector(np.array([0.0, 0.0, 0.3])), np.array([0.1, 0.0, 0.0]))
     pixels = np.stack([np.linspace(50, 590, 200), np.linspace(200, 300, 200)], axis=1)
-    cloud = swept([Glimpse(pixels, np.ones(200), lens, place, 0.06)], cell=0.0005)
+    cloud = swept([Glimpse.seen(pixels, np.ones(200), lens, place, 0.06)], cell=0.0005)
     local = transform_points(inverse(place), cloud.points)
     centre = np.array([0.0, -0.06, 0.0])
     expected = (local - centre) / np.linalg.norm(local - centre, axis=1, keepdims=True)
@@ -134,12 +134,12 @@ def test_curved_probe_looks_away_from_its_centre() -> None:
 
 def test_sweep_without_bone_says_what_to_do() -> None:
     lens = Projection.orthographic((0.0002, 0.0002), (320.0, 0.0), (640, 480))
-    empty = Glimpse(np.zeros((0, 2)), np.zeros(0), lens, np.eye(4))
+    empty = Glimpse.seen(np.zeros((0, 2)), np.zeros(0), lens, np.eye(4))
     with pytest.raises(RegistrationError, match='sweep slowly'):
         swept([empty])
     with pytest.raises(RegistrationError, match='calibrate'):
-        swept([Glimpse(np.zeros((0, 2)), np.zeros(0), Projection.uncalibrated((640, 480)),
-                       np.eye(4))])
+        Glimpse.seen(np.zeros((0, 2)), np.zeros(0), Projection.uncalibrated((640, 480)),
+                     np.eye(4))
 
 
 @pytest.fixture(scope='module')
@@ -153,7 +153,7 @@ def spine():
         for along in np.arange(-0.03, 0.031, 0.006):
             pose = transform(base[:3, :3], np.array([side, base[1, 3], base[2, 3] + along]))
             found = detector(Frame(renderer.render(pose), 0, renderer.projection))
-            glimpses.append(Glimpse(*found, renderer.projection, pose, renderer.probe.radius))
+            glimpses.append(Glimpse.seen(*found, renderer.projection, pose, renderer.probe.radius))
     middle = np.array([0.0, *procedure.target[1:]])
     reach = np.array([0.06, 0.04, 0.07])
     field = BoneField.sampled(patient.structures['bone'].at, middle - reach, middle + reach, 0.0015)

@@ -37,6 +37,8 @@ OPTIONS = (
            'host:port'),
     Option('calibration_file', 'simulated', 'name or file of the calibration'),
     Option('seed', '1', 'of the simulation'),
+    Option('ct', 'none', 'CT of the patient for fusion/register and the contours of its bone: '
+           'simulated, none, .nii.gz, .nrrd, folder of DICOM slices, or patient.yaml'),
     Option('openigtlink_port', '0', 'port on which 3D Slicer finds the guidance; 0: none'),
     Option('rviz', 'false', 'open RViz with the scene of this package', ('true', 'false')),
     Option('robot', 'none', 'robot that holds the needle', ('none',)),
@@ -81,9 +83,10 @@ GRAPH = (
                                   'ultrasound_file': 'file'}),
     GraphNode('fluoroscopy_tracker_node', {}),
     GraphNode('ultrasound_tracker_node', {}),
-    GraphNode('fusion_node', {'calibration_file': 'calibration_file'}),
+    GraphNode('fusion_node', {'calibration_file': 'calibration_file', 'ct': 'ct',
+                              'procedure': 'procedure', 'seed': 'seed'}),
     GraphNode('planner_node', {'procedure': 'procedure', 'seed': 'seed'}),
-    GraphNode('overlay_node', {'procedure': 'procedure'}),
+    GraphNode('overlay_node', {'procedure': 'procedure', 'ct': 'ct', 'seed': 'seed'}),
     GraphNode('openigtlink_node', {'openigtlink_port': 'port'},
               lambda values: values['openigtlink_port'] != '0'),
 )

@@ -32,6 +32,7 @@ from hybrid_guidance.ros.convert import (
 )
 from hybrid_guidance.ros.health import ERROR
 from hybrid_guidance.ros.node import GuidanceNode, run
+from hybrid_guidance.ros.registering import PatientRegistration, RegisteringParameters
 from hybrid_guidance.ros.waiting import WaitingForPose
 
 SENSORS = {'fluoroscopy': 'fluoroscopy_optical_frame', 'ultrasound': 'ultrasound_image'}
@@ -40,7 +41,7 @@ ENDINGS = {'fluoroscopy': Ending(tip=0.98, memory=0.1, sure=True), 'ultrasound':
 
 
 @dataclass(frozen=True)
-class FusionParameters:
+class FusionParameters(RegisteringParameters):
     """Parameters of ``fusion_node``."""
 
     calibration_file: str = parameter('simulated', meaning=(
@@ -96,6 +97,7 @@ class FusionNode(GuidanceNode[FusionParameters]):
         self.create_subscription(CameraInfo, 'fluoroscopy/camera_info', self._on_info,
                                  qos.CAMERA_INFO)
         self.create_service(Trigger, 'fusion/reload_calibration', self._on_reload)
+        self._register = PatientRegistration(self, self._static, lambda: self._calibrations)
         self.create_timer(0.1, self._watch)
 
     def reload(self) -> None:

@@ -15,6 +15,7 @@ from hybrid_guidance.geometry.rigid import rotation_angle
 from hybrid_guidance.parameters import parameter
 from hybrid_guidance.procedure import load_procedure
 from hybrid_guidance.ros import markers, qos, tf
+from hybrid_guidance.ros.bone import BoneContours, BoneParameters
 from hybrid_guidance.ros.convert import (
     image_message,
     needle_from_message,
@@ -29,7 +30,7 @@ HOLDS = {'fluoroscopy': True, 'ultrasound': False}
 
 
 @dataclass(frozen=True)
-class OverlayParameters:
+class OverlayParameters(BoneParameters):
     """Parameters of ``overlay_node``."""
 
     procedure: str = parameter('lumbar_facet_injection', fixed=True, meaning=(
@@ -57,6 +58,7 @@ class OverlayNode(GuidanceNode[OverlayParameters]):
         super().__init__('overlay_node', OverlayParameters)
         self._length = load_procedure(self.parameters.procedure).needle.length
         self.listen_to_frames()
+        self._bone = BoneContours(self)
         self._needle: tuple[NeedleEstimate, int] | None = None
         self._path: np.ndarray | None = None
         self._deviation: np.ndarray | None = None
@@ -108,8 +110,9 @@ class OverlayNode(GuidanceNode[OverlayParameters]):
             scene = self._scene(view, reasons)
             pixels, projection = overlay.reduced(
                 view.frame.pixels, view.frame.projection, self.parameters.largest)
-            view.canvas = overlay.draw(overlay.picture(pixels), projection, sensor_T_patient,
-                                       scene)
+            canvas = overlay.picture(pixels)
+            self._bone.draw(canvas, view.sensor, projection, sensor_T_patient, not scene.reasons)
+            view.canvas = overlay.draw(canvas, projection, sensor_T_patient, scene)
             self.health.set(view.sensor, not scene.reasons, '; '.join(scene.reasons))
             outlet.publish(
                 image_message(view.canvas, view.frame_id, view.frame.stamp_ns))

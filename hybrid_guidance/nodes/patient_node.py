@@ -25,7 +25,7 @@ from hybrid_guidance.ros.node import GuidanceNode, run
 from hybrid_guidance.simulation.anatomy import build_structures
 from hybrid_guidance.simulation.hand import Hand, HandSkill
 from hybrid_guidance.simulation.instruments import bent, insertion
-from hybrid_guidance.simulation.motion import make_motion
+from hybrid_guidance.simulation.motion import make_motion, probe_sweep
 from hybrid_guidance.simulation.render import procedure_needle
 from hybrid_guidance.simulation.room import Room, Tracker, Tracking, make_room
 from hybrid_guidance.simulation.syringe import Syringe
@@ -65,6 +65,8 @@ class PatientParameters:
                              meaning='how far the patient slips at shift_time')
     shift_time: float = parameter(10.0, low=0.0, high=3600.0, unit='s', fixed=True,
                                   meaning='after the start')
+    probe_sweep: float = parameter(0.0, low=0.0, high=0.1, unit='m', fixed=True, meaning=(
+        'how far to either side the probe is swept over bone; 0 holds it still'))
     hand_speed: float = parameter(0.006, low=0.0005, high=0.05, unit='m/s', fixed=True,
                                   meaning='how fast the hand moves the tip')
     hand_tremor: float = parameter(0.1e-3, low=0.0, high=0.005, unit='m', fixed=True,
@@ -101,8 +103,6 @@ class PatientNode(GuidanceNode[PatientParameters]):
                 ('ultrasound_probe', parameters.probe_position_noise,
                  parameters.probe_rotation_noise)))
             if parameters.tracked in ('all', name)})
-        self._bodies = {'carm': self._room.world_T_carm,
-                        'ultrasound_probe': self._room.world_T_probe}
         self.listen_to_frames()
         self._broadcaster = tf.TransformBroadcaster(self)
         self._truth = {name: self.create_publisher(
@@ -142,11 +142,14 @@ class PatientNode(GuidanceNode[PatientParameters]):
         self._last_ns = now
         self._held.advance(now, self.parameters.command_timeout)
         world_T_patient = self._world_T_patient(now)
+        swept = probe_sweep((now - self._start_ns) * 1e-9, self.parameters.probe_sweep)
+        bodies = {'carm': self._room.world_T_carm,
+                  'ultrasound_probe': self._room.world_T_swept(swept)}
         for name, pose in (('needle', world_T_patient @ self._patient_T_needle()),
-                           ('patient', world_T_patient), *self._bodies.items()):
+                           ('patient', world_T_patient), *bodies.items()):
             self._truth[name].publish(pose_stamped(pose, 'world', now))
         told = [transform_message('world', name, reading.stamp_ns, reading.pose)
-                for name, reading in self._tracking.told(self._bodies, now)]
+                for name, reading in self._tracking.told(bodies, now)]
         if told:
             self._broadcaster.sendTransform(told)
 

@@ -7,30 +7,12 @@ from hybrid_guidance.geometry.rigid import inverse, transform_points
 from hybrid_guidance.geometry.types import Array, Image, Points, Transform
 from hybrid_guidance.imaging.grey import counts_to_grey
 from hybrid_guidance.registration.ct import Scan
+from hybrid_guidance.registration.outline import contours
 from hybrid_guidance.registration.projection import Bone, View
 from hybrid_guidance.registration.surface import BoneField, Cloud, SurfaceRegistration
-from hybrid_guidance.simulation.xray import coarse_pixels
 
 # Red, green, blue.
 RIGHT, REFUSED, START = (80, 255, 120), (255, 96, 64), (255, 200, 60)
-
-
-def contours(bone: Bone, view: View, fixed_T_moving: Transform, step: int) -> Image:
-    """Return where edges of the rendered bone are, (H / step, W / step) bool.
-
-    Args:
-        bone: of the CT.
-        view: the X-ray.
-        fixed_T_moving: (4, 4) pose of the CT.
-        step: pixels of the X-ray to one of the result.
-    """
-    shape = (view.image.shape[0] // step, view.image.shape[1] // step)
-    drawn = bone.stacks[-1].integrate(coarse_pixels(step) @ view.projection.matrix,
-                                      inverse(fixed_T_moving) @ view.fixed_T_sensor, shape)
-    # Thin processes beside thick bodies: the square root brings both into one range.
-    level = np.sqrt(drawn / max(float(drawn.max()), 1e-9))
-    smooth = cv2.GaussianBlur((255.0 * level).astype(np.uint8), (0, 0), 1.2)
-    return np.asarray(cv2.Canny(smooth, 30, 70) > 0)
 
 
 def over(bone: Bone, view: View, fixed_T_moving: Transform, colour: tuple[int, int, int],
@@ -41,7 +23,8 @@ def over(bone: Bone, view: View, fixed_T_moving: Transform, colour: tuple[int, i
     grey = cv2.resize(counts_to_grey(view.image[:rows * step, :columns * step]), (columns, rows),
                       interpolation=cv2.INTER_AREA)
     canvas = cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB)
-    canvas[contours(bone, view, fixed_T_moving, step)] = colour
+    canvas[contours(bone, view.projection, inverse(fixed_T_moving) @ view.fixed_T_sensor,
+                    step)] = colour
     if view.hidden is not None:
         hidden = view.hidden[:rows * step:step, :columns * step:step]
         canvas[hidden] = canvas[hidden] // 2 + np.array([40, 40, 70], np.uint8)

@@ -197,6 +197,24 @@ def point_cloud_message(points: Points, confidence: Array, frame_id: str,
     return message
 
 
+def points_from_cloud(message: PointCloud2) -> tuple[Points, Array]:
+    """Return (N, 3) metres and (N,) confidences of a cloud of ``point_cloud_message``.
+
+    Raises:
+        MessageError: its fields are others, it is cut off, or a point is not finite.
+    """
+    names = [field.name for field in message.fields]
+    if names != ['x', 'y', 'z', 'intensity'] or message.point_step != 16 or message.is_bigendian:
+        raise MessageError(f'a cloud of bone has float32 x, y, z and intensity, not {names}')
+    count = message.width * message.height
+    if len(message.data) < 16 * count:
+        raise MessageError(f'{count} points do not fit {len(message.data)} bytes')
+    rows = np.frombuffer(message.data, '<f4', 4 * count).reshape(count, 4).astype(float)
+    if not np.isfinite(rows).all():
+        raise MessageError('a point of the cloud is not finite')
+    return rows[:, :3], rows[:, 3]
+
+
 def camera_info_message(projection: Projection, frame_id: str, nanoseconds: int) -> CameraInfo:
     """Return a projection as CameraInfo; an uncalibrated one has ``k[0] == 0``."""
     matrix = projection.matrix

@@ -37,6 +37,11 @@ class Room:
     carm_T_fluoroscopy: Transform
     probe_T_ultrasound: Transform
 
+    def world_T_swept(self, image_T_swept: Transform) -> Transform:
+        """Return where the probe is when its image has moved by (4, 4), in the image's axes."""
+        return (self.world_T_probe @ self.probe_T_ultrasound @ image_T_swept
+                @ inverse(self.probe_T_ultrasound))
+
 
 def make_room(procedure: Procedure, beliefs: Mapping[str, Belief], seed: int) -> Room:
     """Draw the truth around what the calibration file says.

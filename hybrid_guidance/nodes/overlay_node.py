@@ -107,11 +107,12 @@ class OverlayNode(GuidanceNode[OverlayParameters]):
                 sensor_T_patient, reasons = self._pose_and_doubts(view)
             except tf.FutureException:
                 continue  # The pose of the newest image is still on its way.
+            is_in_place = not reasons
             scene = self._scene(view, reasons)
             pixels, projection = overlay.reduced(
                 view.frame.pixels, view.frame.projection, self.parameters.largest)
             canvas = overlay.picture(pixels)
-            self._bone.draw(canvas, view.sensor, projection, sensor_T_patient, not scene.reasons)
+            self._bone.draw(canvas, view.sensor, projection, sensor_T_patient, is_in_place)
             view.canvas = overlay.draw(canvas, projection, sensor_T_patient, scene)
             self.health.set(view.sensor, not scene.reasons, '; '.join(scene.reasons))
             outlet.publish(

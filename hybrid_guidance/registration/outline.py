@@ -56,9 +56,10 @@ class Outline:
         v, u = np.mgrid[0:projection.height:_SLICE_STEP, 0:projection.width:_SLICE_STEP]
         pixels = np.stack([u, v], axis=-1).reshape(-1, 2).astype(float)
         points = transform_points(patient_T_sensor, projection.back_project(pixels))
-        distance = self.field.nearest(points).reshape(u.shape)
+        # Cells are larger than pixels: the mean of distances has no steps.
+        distance = cv2.blur(self.field.nearest(points).reshape(u.shape), (5, 5))
         solid = (distance < 0.0).astype(np.uint8)
-        return np.asarray(solid & ~cv2.erode(solid, np.ones((2, 2), np.uint8)), bool)
+        return np.asarray(solid ^ cv2.erode(solid, np.ones((3, 3), np.uint8)), bool)
 
 
 def contours(bone: Bone, projection: Projection, moving_T_sensor: Transform, step: int) -> Mask:
@@ -104,7 +105,7 @@ class OutlineMemory:
     def seen(self, sensor: str, projection: Projection, sensor_T_patient: Transform) -> Mask:
         """Return (H, W) True on the edges of bone in an image of a sensor."""
         known = self._kept.get(sensor)
-        if known is not None and known[0] == projection:
+        if known is not None and np.array_equal(known[0].matrix, projection.matrix):
             change = known[1] @ inverse(sensor_T_patient)
             shift = np.linalg.norm(known[1][:3, 3] - sensor_T_patient[:3, 3])
             if shift + _LEVER * rotation_angle(change[:3, :3]) < self._moved:

@@ -613,6 +613,9 @@ class Acceptance:
         misfit: metres of patches at most, in alike images and what is added in quite unlike ones
             (noise moves patches as well; other bone moves them more).
         confidence: least probability to be within the limit.
+        alone: of one X-ray alone: log odds that this is the bone of the CT, where patches lie
+            0.1 mm aside, and per power of e more.
+        right: least of that probability.
     """
 
     limit: float = LIMIT
@@ -622,6 +625,8 @@ class Acceptance:
     disagreement: float = 15.0
     misfit: tuple[float, float] = (5e-5, 2.2e-3)
     confidence: float = 0.95
+    alone: tuple[float, float] = (4.12, -4.82)
+    right: float = 0.9
 
 
 def register_views(views: Sequence[View], bone: Bone, start: Transform, target: Points, *,
@@ -772,11 +777,30 @@ def _judged(found: ProjectionRegistration, search: Search,
         reasons.append(f'another place fits {found.rival:.0%} as well; start nearer, or show more '
                        'bone')
     probability = chance_below(found.target_covariance, acceptance.limit)
+    right = _right(found, acceptance)
+    if right < acceptance.right:
+        reasons.append('one X-ray does not tell the size of bone from its depth, and parts lie '
+                       f'{1e3 * found.misfit:.2f} mm beside those of the X-ray ({right:.0%} sure '
+                       'that it is this bone); take an X-ray from another side')
     if probability < acceptance.confidence:
         values, vectors = np.linalg.eigh(found.target_covariance)
         reasons.append(f'known to {1e3 * float(np.sqrt(values[-1])):.1f} mm only along '
                        f'({", ".join(f"{each:.1f}" for each in vectors[:, -1])}); take an X-ray '
                        'from another side')
+    probability *= right
     if reasons:
         probability = min(probability, 1.0 - acceptance.confidence)
     return replace(found, probability=probability, reasons=tuple(reasons))
+
+
+def _right(found: ProjectionRegistration, acceptance: Acceptance) -> float:
+    """Return the probability that one X-ray shows the bone of the CT and not one like it.
+
+    Bone of another size fits at another depth, nearly: a view from elsewhere would tell. What is
+    left are small shifts of its parts (logistic regression).
+    """
+    if len(found.likeness) > 1:
+        return 1.0
+    odds = acceptance.alone[0] + acceptance.alone[1] * float(
+        np.log(max(found.misfit, 1e-6) / 1e-4))
+    return float(1.0 / (1.0 + np.exp(-np.clip(odds, -50.0, 50.0))))

@@ -4,9 +4,14 @@ import numpy as np
 from sensor_msgs.msg import Image
 
 from hybrid_guidance.geometry.projection import Projection
+from hybrid_guidance.geometry.rigid import transform
 from hybrid_guidance.imaging.frame import Frame
+from hybrid_guidance.imaging.volume import Volume, write_nifti
 from hybrid_guidance.nodes.overlay_node import OverlayNode
-from hybrid_guidance.ros import qos
+from hybrid_guidance.procedure import load_procedure
+from hybrid_guidance.ros import qos, tf
+from hybrid_guidance.ros.bone import BONE
+from hybrid_guidance.ros.convert import transform_message
 from hybrid_guidance.ros.frames import FramePublisher
 
 
@@ -54,3 +59,49 @@ def test_an_x_ray_from_before_somebody_watched_is_shown(peer) -> None:
     graph.spin_for(0.5)
     _, pictures = watch(graph, 'fluoroscopy')
     graph.spin(lambda: bool(pictures))
+
+
+def test_bone_of_the_ct_is_drawn_where_the_slice_cuts_it(peer, tmp_path) -> None:
+    """A ball of 10 mm about the target, 30 mm under the middle of the probe."""
+    target = load_procedure('lumbar_facet_injection').target
+    line = np.arange(-0.03, 0.03, 0.001) + 0.0005
+    far = np.sqrt(line[:, None, None]**2 + line[:, None]**2 + line**2)
+    write_nifti(tmp_path / 'ct.nii.gz', Volume(
+        np.where(far < 0.010, 900, 0).astype(np.int16),
+        transform(0.001 * np.eye(3), target + line[0])))
+    graph = peer('fluoroscopy', ct=str(tmp_path / 'ct.nii.gz'))
+    node = graph.start(OverlayNode)
+    frames = FramePublisher(graph.node, 'ultrasound', 'ultrasound_image')
+    static = tf.StaticTransformBroadcaster(graph.node)
+    static.sendTransform([
+        transform_message('world', 'patient', 0, np.eye(4)),
+        transform_message('world', 'ultrasound_image', 0,
+                          transform(translation=target - [0.0, 0.030, 0.0]))])
+    lens = Projection.orthographic((2.5e-4, 2.5e-4), (128.0, 0.0), (256, 240))
+    _, pictures = watch(graph, 'ultrasound')
+    found: list[np.ndarray] = []
+
+    def drawn() -> bool:
+        frames.publish(Frame(np.full((240, 256), 90, np.uint8), node.now_ns(), lens))
+        graph.spin_for(0.05)
+        if pictures:
+            rgb = np.frombuffer(pictures[-1].data, np.uint8).reshape(240, 256, 3)
+            found[:] = [np.argwhere(np.all(rgb == BONE, axis=-1))]
+        return bool(found) and len(found[0]) > 50
+    graph.spin(drawn, 170.0)
+    rows, columns = found[0].T
+    distance = np.hypot(columns - 128.0, rows - 120.0)
+    # The banner hides the lower part; 40 px are the radius.
+    assert np.all(np.abs(distance - 40.0) < 7.0)
+
+
+def test_a_ct_that_cannot_be_read_is_said(peer) -> None:
+    graph = peer('fluoroscopy', ct='/nowhere/ct.nii.gz')
+    _, show = publisher(graph, 'ultrasound')
+    graph.start(OverlayNode)
+    watch(graph, 'ultrasound')
+
+    def said() -> bool:
+        show()
+        return graph.hears('overlay_node', 'no contours of bone', 'nowhere')
+    graph.spin(said, 170.0)

@@ -92,6 +92,14 @@ def test_one_view_is_sure_across_its_rays_and_says_how_unsure_along_them(bone, v
     assert sigma > 2.0 * float(np.sqrt(across @ found.target_covariance @ across))
 
 
+def test_one_view_of_somebody_else_is_refused_though_depth_makes_up_for_size(views) -> None:
+    found = register_views(views[:1], bone_of(SEED + 1), off([0.002, 0.0, 0.002], [1.0, 0.0, 1.0]),
+                           TARGET, search=QUICK)
+    assert not found.accepted
+    assert 'another side' in found.verdict
+    assert found.probability < 0.051
+
+
 def test_one_vertebra_off_is_refused(bone: Bone, views) -> None:
     found = register_views(views, bone, off([0.0, 0.0, 0.035], [2.0, 0.0, 3.0]), TARGET,
                            search=QUICK)

@@ -24,10 +24,12 @@ from scipy.stats import chi2
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from hybrid_guidance.detection.lift import lift
+from hybrid_guidance.detection.lift import lift, lift_shift
+from hybrid_guidance.detection.tissue import TissueMotion
 from hybrid_guidance.detection.ultrasound import UltrasoundNeedleDetector
 from hybrid_guidance.detection.xray import XrayNeedleDetector
 from hybrid_guidance.fusion.advice import advise
+from hybrid_guidance.fusion.breathing import Breathing, TissueSight
 from hybrid_guidance.fusion.frame_tree import (
     FrameTree,
     FrameTreeError,
@@ -196,6 +198,10 @@ class Seen:
         self.fusion = self.filter_of(self.parameters.require_both)
         self.alone = {name: self.filter_of(False) for name in SENSORS}
         self.reasons: dict[str, str] = {}
+        self._tissue = {'fluoroscopy': TissueMotion(4, 32, 10, logarithm=True),
+                        'ultrasound': TissueMotion()}
+        self._tissue_ns = 0
+        self.breathing = Breathing()
         self._waiting: deque = deque()
 
     def filter_of(self, both: bool) -> NeedleFusion:
@@ -209,6 +215,7 @@ class Seen:
     def look(self, name: str, frame: Frame) -> NeedleEstimate | None:
         """Look at a picture; return the needle in it, in the sensor's frame."""
         detect, threshold, known = self._detect[name]
+        self._watch_tissue(name, frame, known.get('depth', 0.0))
         found = detect(frame)
         if found is None or found.probability < threshold:
             return None
@@ -217,6 +224,17 @@ class Seen:
         self._work()
         return needle
 
+    def _watch_tissue(self, name: str, frame: Frame, depth: float) -> None:
+        if name == 'ultrasound' and frame.stamp_ns - self._tissue_ns < ns(0.06):
+            return
+        if name == 'ultrasound':
+            self._tissue_ns = frame.stamp_ns
+        shift = self._tissue[name](frame)
+        if shift is not None:
+            self._waiting.append((name, frame.stamp_ns, (shift.reference_ns, *lift_shift(
+                shift.pixels, shift.covariance, frame.projection, depth=depth))))
+            self._work()
+
     def track(self, name: str, stamp: int, pose) -> None:
         """Take a tracked pose."""
         self.frames.set('world', name, stamp, pose)
@@ -224,27 +242,36 @@ class Seen:
 
     def _work(self) -> None:
         for _ in range(len(self._waiting)):
-            name, stamp, needle = self._waiting.popleft()
+            name, stamp, thing = self._waiting.popleft()
             calibration = self.calibrations[SENSORS[name]]
             try:
                 mount = self.frames.lookup('world', calibration.parent, stamp)
             except FrameTreeError:
                 if self.clock.now - stamp < ns(self.parameters.wait):
-                    self._waiting.append((name, stamp, needle))
+                    self._waiting.append((name, stamp, thing))
                 continue
             rotation = (self.parameters.carm_rotation if name == 'fluoroscopy'
                         else self.parameters.tracking_rotation)
             tracking = np.diag([self.parameters.tracking_position**2] * 3 + [rotation**2] * 3)
-            self._fuse(observe(name, stamp, needle, calibration.transform, mount, tracking))
+            if isinstance(thing, NeedleEstimate):
+                self._fuse(observe(name, stamp, thing, calibration.transform,
+                                   *self.breathing.still(stamp, mount, tracking)))
+            else:
+                reference, moved, covariance = thing
+                turn = (mount @ calibration.transform)[:3, :3]
+                self.breathing.add(TissueSight(name, stamp, reference, turn @ moved,
+                                               turn @ covariance @ turn.T, mount))
 
     def _fuse(self, observation) -> None:
         update = self.fusion.add(observation)
         self.reasons[observation.source] = update.reason
         if update.state is not None:
-            in_world = self.fusion.filter.estimate(update.state)
-            stamp = update.state.stamp_ns
-            self.frames.set('world', 'needle_tip', stamp, in_world.pose)
-            self.publish('fused', stamp, self.in_patient(in_world))
+            needle = self.fusion.filter.estimate(update.state)
+            stamp, world_T_still = update.state.stamp_ns, self.breathing.world_T_still
+            registered = self.breathing.registered(self.calibrations['patient'].transform)
+            self.frames.set('world', 'needle_tip', stamp, world_T_still(stamp) @ needle.pose)
+            self.frames.set('world', 'patient', stamp, world_T_still(stamp) @ registered)
+            self.publish('fused', stamp, self.in_patient(needle))
         alone = self.alone[observation.source].add(observation)
         if alone.state is not None:
             self.publish(f'{observation.source} filter', alone.state.stamp_ns, self.in_patient(
@@ -252,14 +279,15 @@ class Seen:
 
     def shown(self, stamp: int):
         """Return ``patient_T_needle`` as it is displayed of that moment."""
-        return inverse(self.calibrations['patient'].transform) @ self.frames.lookup(
-            'world', 'needle_tip', stamp)
+        return self.frames.lookup('patient', 'needle_tip', stamp)
 
     def in_patient(self, needle: NeedleEstimate) -> NeedleEstimate:
-        """Take a needle from ``world`` to ``patient``, as it is registered."""
+        """Take a needle from the tissue at rest to ``patient``, as it is registered."""
         registration = self.calibrations['patient']
-        return NeedleEstimate(inverse(registration.transform) @ needle.pose, relative(
-            registration.transform, registration.covariance, needle.pose, needle.covariance))
+        placed = self.breathing.registered(registration.transform)
+        return NeedleEstimate(inverse(placed) @ needle.pose, relative(
+            placed, registration.covariance + self.breathing.rest_covariance(), needle.pose,
+            needle.covariance))
 
 
 class Led:
@@ -342,7 +370,7 @@ class Score:
         self._structures, self._radius = structures, theatre.procedure.needle.diameter / 2
         self.errors: dict[str, list] = {}
         self.fused: list[tuple] = []
-        self.least = {name: np.inf for name in structures}
+        self.least = dict.fromkeys(structures, np.inf)
 
     def estimate(self, which: str, stamp: int, needle: NeedleEstimate) -> None:
         """Compare a needle in ``patient`` with the truth at its stamp."""

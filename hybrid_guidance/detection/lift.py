@@ -6,7 +6,7 @@ from hybrid_guidance.detection.line import PixelNeedle
 from hybrid_guidance.geometry.needle import NeedleEstimate
 from hybrid_guidance.geometry.projection import Projection
 from hybrid_guidance.geometry.rigid import cross, pose_along, skew
-from hybrid_guidance.geometry.types import Array, Points
+from hybrid_guidance.geometry.types import Array, Pixels, Points
 
 MINIMUM_RAY_DEVIATION = 0.5
 """Metres: a perspective image says nothing of the depth along its ray."""
@@ -50,6 +50,28 @@ def lift(needle: PixelNeedle, projection: Projection, *, depth: float = 0.0,
                          ray, normal, direction)
     return NeedleEstimate(pose_along(tip, direction), 0.5 * (covariance + covariance.T),
                           needle.probability)
+
+
+def lift_shift(pixels: Pixels, covariance: Array, projection: Projection, *,
+               depth: float = 0.0) -> tuple[Points, Array]:
+    """Take a displacement of tissue from pixels to the sensor's frame.
+
+    Args:
+        pixels: (2,) px.
+        covariance: (2, 2) px².
+        projection: of the image, calibrated.
+        depth: metres, z of the tissue in a perspective image; not used for a slice.
+
+    Returns:
+        (3,) m and (3, 3) m², with half a metre of deviation along the ray, or across the slice.
+
+    Raises:
+        ValueError: as ``lift``.
+    """
+    _check(projection, depth, 1.0)
+    to_metres = projection.metres_per_pixel(depth if projection.is_perspective else 0.0)
+    blind = MINIMUM_RAY_DEVIATION**2 * np.outer((0.0, 0.0, 1.0), (0.0, 0.0, 1.0))
+    return to_metres @ pixels, to_metres @ covariance @ to_metres.T + blind
 
 
 def _check(projection: Projection, depth: float, slice_thickness: float) -> None:

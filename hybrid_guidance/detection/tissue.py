@@ -1,0 +1,138 @@
+"""How far tissue has moved in the images of a sensor that stands still: what breathing looks like.
+
+Patches of the first image are found again in each later one (normalised cross-correlation,
+Lewis 1995), to a part of a pixel by a parabola. Tissue moves as one, so the patches vote: one
+that a needle crosses, or that left the image, is outvoted.
+"""
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from hybrid_guidance.geometry.types import Array, Image, Pixels
+from hybrid_guidance.imaging.frame import Frame
+
+_LEAST = 4
+"""Patches that must agree."""
+
+
+@dataclass(frozen=True)
+class TissueShift:
+    """Where the tissue of one image lies, seen from where a reference image had it.
+
+    Attributes:
+        reference_ns: stamp of the reference image; another one means another beginning.
+        pixels: (2,) px, displacement since then.
+        covariance: (2, 2) px².
+    """
+
+    reference_ns: int
+    pixels: Pixels
+    covariance: Array
+
+
+@dataclass
+class _Reference:
+    stamp_ns: int
+    shape: tuple[int, ...]
+    corners: list[tuple[int, int]]
+    patches: list[Image]
+    last: Array
+
+
+class TissueMotion:
+    """Follows tissue from a reference image on. Keeps state: one instance per stream of images.
+
+    Args:
+        shrink: how many pixels of an image make one that is compared.
+        patch: edge of a patch, in shrunk pixels.
+        reach: how far tissue may move from one image to the next, in shrunk pixels.
+        logarithm: compare logarithms: what X-rays passed multiplies.
+        likeness: correlation from which a patch counts as found.
+        patience: images in a row without tissue after which the reference is taken anew.
+    """
+
+    def __init__(self, shrink: int = 2, patch: int = 40, reach: int = 8, *,
+                 logarithm: bool = False, likeness: float = 0.5, patience: int = 15) -> None:
+        self._shrink, self._patch, self._reach = shrink, patch, reach
+        self._logarithm, self._likeness, self._patience = logarithm, likeness, patience
+        self._reference: _Reference | None = None
+        self._lost = 0
+
+    def __call__(self, frame: Frame) -> TissueShift | None:
+        """Return how far the tissue of a frame has moved; None where that cannot be told."""
+        image = self._small(frame.pixels)
+        reference = self._reference
+        if reference is None or reference.shape != image.shape or self._lost >= self._patience:
+            self._reference, self._lost = self._chosen(frame.stamp_ns, image), 0
+            return None
+        found = [item for corner, patch in zip(reference.corners, reference.patches, strict=True)
+                 if (item := self._find(image, corner, patch, reference.last)) is not None]
+        shift = _agreed(np.array(found).reshape(-1, 2))
+        if shift is None:
+            self._lost += 1
+            return None
+        self._lost, reference.last = 0, np.round(shift[0])
+        scale = float(self._shrink)
+        return TissueShift(reference.stamp_ns, scale * shift[0], scale**2 * shift[1])
+
+    def _small(self, pixels: Image) -> Image:
+        size = pixels.shape[1] // self._shrink, pixels.shape[0] // self._shrink
+        small = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA).astype(np.float32)
+        return cv2.log(small + 1.0) if self._logarithm else small
+
+    def _chosen(self, stamp_ns: int, image: Image) -> _Reference | None:
+        """Return the patches of an image that have texture in both directions."""
+        edge, reach = self._patch, self._reach
+        corners = [(v, u) for v in range(reach, image.shape[0] - edge - reach, edge)
+                   for u in range(reach, image.shape[1] - edge - reach, edge)
+                   if _is_textured(image[v:v + edge, u:u + edge])]
+        if len(corners) < _LEAST:
+            return None
+        patches = [image[v:v + edge, u:u + edge].copy() for v, u in corners]
+        return _Reference(stamp_ns, image.shape, corners, patches, np.zeros(2))
+
+    def _find(self, image: Image, corner: tuple[int, int], patch: Image,
+              last: Array) -> Array | None:
+        """Return the (2,) shift of one patch, in shrunk pixels, if it is surely found."""
+        reach, edge = self._reach, self._patch
+        v, u = corner[0] + int(last[1]) - reach, corner[1] + int(last[0]) - reach
+        window = image[v:v + edge + 2 * reach, u:u + edge + 2 * reach]
+        if min(v, u) < 0 or window.shape != (edge + 2 * reach, edge + 2 * reach):
+            return None
+        score = cv2.matchTemplate(window, patch, cv2.TM_CCOEFF_NORMED)
+        _, best, _, (x, y) = cv2.minMaxLoc(score)
+        if best < self._likeness or not (0 < x < 2 * reach and 0 < y < 2 * reach):
+            return None
+        return last - reach + [x + _vertex(score[y, x - 1:x + 2]),
+                               y + _vertex(score[y - 1:y + 2, x])]
+
+
+def _is_textured(patch: Image) -> bool:
+    """Tell whether a patch has a place in both directions: neither dark nor only stripes."""
+    if float(np.mean(patch == 0.0)) > 0.2:
+        return False
+    dx, dy = cv2.Sobel(patch, cv2.CV_32F, 1, 0), cv2.Sobel(patch, cv2.CV_32F, 0, 1)
+    xx, yy, xy = (float(np.mean(item)) for item in (dx * dx, dy * dy, dx * dy))
+    least = 0.5 * (xx + yy - np.hypot(xx - yy, 2.0 * xy))
+    return least > 1e-3 * max(float(patch.var()), 1e-6) and float(patch.std()) > 1e-3
+
+
+def _vertex(three: Array) -> float:
+    """Return where between -0.5 and 0.5 the parabola through three values is highest."""
+    before, at, after = (float(x) for x in three)
+    bend = min(before - 2.0 * at + after, -1e-6)
+    return float(np.clip(0.5 * (before - after) / bend, -0.5, 0.5))
+
+
+def _agreed(shifts: Array) -> tuple[Array, Array] | None:
+    """Return mean and (2, 2) covariance of the (N, 2) shifts that agree, None if too few do."""
+    if len(shifts) < _LEAST:
+        return None
+    close = np.linalg.norm(shifts - np.median(shifts, axis=0), axis=1) < 1.0
+    kept = shifts[close]
+    if len(kept) < max(_LEAST, 0.4 * len(shifts)):
+        return None
+    spread = np.cov(kept.T) if len(kept) > 1 else np.eye(2)
+    return kept.mean(axis=0), spread / len(kept) + 0.05**2 * np.eye(2)

@@ -1,0 +1,255 @@
+"""Where breathing has carried the patient, from tissue that both imagers watch.
+
+One source leads: it sees tissue often, but not across its slice (ultrasound). Another sees it
+seldom, and from elsewhere (X-ray); it tells how far tissue goes across the slice for each
+millimetre in it. A breath rests longest at its end (Lujan et al., Med Phys 1999;26:715), so the
+place where tissue stays most of the time is where the patient was registered. Until a breath
+has been watched nobody can know that place, and the doubt says so.
+
+Everything is a displacement in ``world``; what breathing turns is left out.
+"""
+
+from bisect import bisect_right
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+
+from hybrid_guidance.geometry.rigid import transform
+from hybrid_guidance.geometry.types import Array, Points, Transform
+
+BLIND = 0.05
+"""m: a displacement less sure than this was not seen."""
+
+_AHEAD_S, _SLOPE_S, _BEND = 0.3, 0.2, 0.005
+"""How far ahead a breath is foretold, from how long a stretch, and how it bends, m/s²."""
+
+_PULL, _REST, _STILL, _SCALE = 0.5, 0.25, 4e-4, 0.05
+"""σ across the slice per metre in it before it was seen; share of the time that tissue rests;
+m, a span that is no breath; share by which the scale of an X-ray's tissue may be wrong."""
+
+
+@dataclass(frozen=True)
+class TissueSight:
+    """How far one sensor saw tissue move, in ``world``.
+
+    Attributes:
+        source: name of the sensor.
+        stamp_ns: acquisition time.
+        reference_ns: of the image from which the displacement counts.
+        displacement: (3,) m.
+        covariance: (3, 3) m², large where the sensor is blind.
+        mount: (4, 4) where the sensor's tracked body was.
+    """
+
+    source: str
+    stamp_ns: int
+    reference_ns: int
+    displacement: Points
+    covariance: Array
+    mount: Transform
+
+
+@dataclass(frozen=True)
+class Displacement:
+    """(3,) m in ``world`` and its (3, 3) covariance."""
+
+    offset: Points
+    covariance: Array
+
+
+class Breathing:
+    """Follows the patient's breath.
+
+    Args:
+        lead: the source that sees tissue often.
+        deviation: m, of a place in a breath that has not been watched.
+        watch_s: how long tissue is watched before its rest is known: longer than one breath.
+        memory_s: how long it is remembered.
+        still: m, a sensor that was moved further sees tissue from a new beginning.
+    """
+
+    def __init__(self, lead: str = 'ultrasound', deviation: float = 0.0015, watch_s: float = 5.0,
+                 memory_s: float = 15.0, still: float = 0.001) -> None:
+        self._lead, self._deviation, self._still = lead, deviation, still
+        self._watch_ns, self._memory_ns = int(watch_s * 1e9), int(memory_s * 1e9)
+        self._stamps: list[int] = []
+        self._moved: list[Points] = []
+        self._begun: dict[str, TissueSight] = {}
+        self._seldom: deque[tuple[Points, Array, Points]] = deque(maxlen=40)
+        self._pending: deque[TissueSight] = deque(maxlen=40)
+        self._led_at: dict[int, Points] = {}
+        self._covariance = np.eye(3)
+        self._normal = self._axis = np.zeros(3)
+        self._base, self._resting = np.zeros(3), np.zeros(3)
+        self._pull, self._pull_variance, self._residual = 0.0, _PULL**2, 0.0
+        self._learnt_ns = 0
+
+    @property
+    def known(self) -> bool:
+        """Whether the place at rest is known."""
+        return bool(self._stamps) and self._stamps[-1] - self._stamps[0] >= self._watch_ns
+
+    def add(self, sight: TissueSight) -> None:
+        """Take what a sensor saw."""
+        begun = self._begun.get(sight.source)
+        anew = begun is None or begun.reference_ns != sight.reference_ns or float(
+            np.linalg.norm(sight.mount[:3, 3] - begun.mount[:3, 3])) > self._still
+        if anew:
+            self._begin(sight)
+        if sight.source != self._lead:
+            self._pending.append(sight)
+        elif not self._stamps or sight.stamp_ns > self._stamps[-1]:
+            self._stamps.append(sight.stamp_ns)
+            self._moved.append(self._base + self._seen(sight))
+            self._forget()
+            if sight.stamp_ns - self._learnt_ns > 200_000_000:
+                self._learnt_ns = sight.stamp_ns
+                self._learn()
+
+    def at(self, stamp_ns: int) -> Displacement | None:
+        """Return how far tissue is displaced since it was first seen; None where unknown.
+
+        Between two sights it is interpolated, a little ahead of the last it is foretold.
+        """
+        moved = self._lead_at(stamp_ns)
+        if moved is None:
+            return None
+        offset, doubt = moved
+        normal, away = self._normal, float(self._axis @ (offset - self._resting))
+        across = self._pull_variance * away**2 + self._residual**2
+        return Displacement(
+            offset + self._pull * float(self._axis @ offset) * normal,
+            self._covariance + doubt**2 * np.eye(3) + across * np.outer(normal, normal))
+
+    def rest(self) -> Displacement:
+        """Return the same where the patient is at rest, as it was registered."""
+        offset = self._resting + self._pull * float(self._axis @ self._resting) * self._normal
+        sure = 1e-4 if self.known else self._deviation
+        return Displacement(offset, sure**2 * np.eye(3))
+
+    def still(self, stamp_ns: int, mount: Transform, tracking: Array) -> tuple[Transform, Array]:
+        """Return a sensor's mount as tissue sees it that does not move, and its covariance.
+
+        Args:
+            stamp_ns: acquisition time.
+            mount: (4, 4) pose of the tracked body, in ``world``.
+            tracking: (6, 6) covariance of that pose.
+        """
+        found = self.at(stamp_ns)
+        if found is None:
+            return mount, tracking
+        doubt = np.zeros((6, 6))
+        doubt[:3, :3] = found.covariance
+        return transform(translation=-found.offset) @ mount, tracking + doubt
+
+    def world_T_still(self, stamp_ns: int) -> Transform:
+        """Return (4, 4) where tissue that does not move is in ``world``."""
+        found = self.at(stamp_ns)
+        return transform(translation=np.zeros(3) if found is None else found.offset)
+
+    def registered(self, world_T_patient: Transform) -> Transform:
+        """Return (4, 4) the patient among tissue that does not move, from where it rests."""
+        return transform(translation=-self.rest().offset) @ world_T_patient
+
+    def rest_covariance(self) -> Array:
+        """Return (6, 6) how sure that is, beside the registration."""
+        covariance = np.zeros((6, 6))
+        covariance[:3, :3] = self.rest().covariance
+        return covariance
+
+    def _begin(self, sight: TissueSight) -> None:
+        """Begin from another image; what the lead had found before goes on from there."""
+        self._begun[sight.source] = sight
+        if sight.source != self._lead:
+            return
+        before = self._lead_at(sight.reference_ns)
+        if before is None:
+            self._stamps, self._moved = [], []
+            self._seldom.clear()
+            self._led_at.clear()
+        self._base = np.zeros(3) if before is None else before[0]
+
+    def _seen(self, sight: TissueSight) -> Points:
+        """Return the displacement in the plane of the lead, and keep that plane."""
+        variances, axes = np.linalg.eigh(sight.covariance)
+        self._normal = axes[:, -1] if variances[-1] > BLIND**2 else np.zeros(3)
+        seen = np.eye(3) - np.outer(self._normal, self._normal)
+        self._covariance = seen @ sight.covariance @ seen
+        return np.asarray(seen @ sight.displacement)
+
+    def _lead_at(self, stamp_ns: int) -> tuple[Points, float] | None:
+        """Return what the lead saw at a stamp, and the doubt of having to foretell it, m."""
+        stamps, moved = self._stamps, self._moved
+        after = bisect_right(stamps, stamp_ns)
+        if after == 0 or (after == len(stamps)
+                          and stamp_ns - stamps[-1] > int(_AHEAD_S * 1e9)):
+            return None
+        if after < len(stamps):
+            share = (stamp_ns - stamps[after - 1]) / (stamps[after] - stamps[after - 1])
+            return moved[after - 1] + share * (moved[after] - moved[after - 1]), 0.0
+        ahead = (stamp_ns - stamps[-1]) * 1e-9
+        if ahead == 0.0:
+            return moved[-1], 0.0
+        first = bisect_right(stamps, stamps[-1] - int(_SLOPE_S * 1e9))
+        times = (np.array(stamps[first:]) - stamps[-1]) * 1e-9
+        if len(times) < 3:
+            return moved[-1], self._deviation
+        slope, middle = np.polyfit(times, np.array(moved[first:]), 1)
+        return middle + ahead * slope, _BEND * ahead * (ahead + _SLOPE_S)
+
+    def _forget(self) -> None:
+        old = bisect_right(self._stamps, self._stamps[-1] - self._memory_ns)
+        del self._stamps[:old], self._moved[:old]
+
+    def _learn(self) -> None:
+        """Find the line of the breath, its rest, and how far it goes across the slice."""
+        moved = np.array(self._moved)
+        spread = moved - moved.mean(axis=0)
+        self._axis = np.linalg.svd(spread.T @ spread)[0][:, 0]
+        along = spread @ self._axis
+        low, high = np.percentile(along, (1.0, 99.0))
+        self._resting = moved.mean(axis=0)
+        if self.known and high - low > _STILL:
+            near = along if 0.5 * (low + high) > 0.0 else -along
+            self._resting = moved[near <= np.quantile(near, _REST)].mean(axis=0)
+        self._compare()
+
+    def _compare(self) -> None:
+        """Compare what was seen seldom with the lead: how far does tissue go where that is blind?"""
+        for _ in range(len(self._pending)):
+            sight = self._pending.popleft()
+            if sight.stamp_ns > self._stamps[-1]:
+                self._pending.append(sight)
+                continue
+            for stamp in (sight.reference_ns, sight.stamp_ns):
+                led = self._lead_at(stamp)
+                if led is not None:
+                    self._led_at[stamp] = led[0]
+            if {sight.stamp_ns, sight.reference_ns} <= self._led_at.keys():
+                led = self._led_at.pop(sight.stamp_ns) - self._led_at[sight.reference_ns]
+                self._seldom.append((sight.displacement, sight.covariance, led))
+        rows = [self._row(*item) for item in self._seldom]
+        pulls = np.array([row for row in rows if row is not None]).reshape(-1, 3)
+        along, across, variance = pulls.T
+        known = 1.0 / _PULL**2 + float(np.sum(along**2 / variance))
+        self._pull = float(np.sum(along * across / variance)) / known
+        misses = (across - self._pull * along)**2 / variance
+        excess = max(float(np.mean(misses)) if len(misses) else 0.0, 1.0)
+        self._pull_variance = excess / known
+        self._residual = float(np.sqrt(np.mean(variance) * (excess - 1.0))) if len(misses) else 0.0
+
+    def _row(self, seen: Points, covariance: Array, led: Points
+             ) -> tuple[float, float, float] | None:
+        """Return metres along the breath, metres across the slice, and the variance of these."""
+        variances, axes = np.linalg.eigh(covariance)
+        sharp = axes[:, variances < BLIND**2]
+        view = sharp.T @ self._normal
+        strength = float(view @ view)
+        if strength < 0.1:
+            return None
+        weights = sharp @ view / strength
+        across = float(weights @ (seen - led))
+        doubt = float(weights @ covariance @ weights) + (
+            _SCALE**2 * float(seen @ seen) + 1e-10) / strength
+        return float(self._axis @ led), across, doubt

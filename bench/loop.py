@@ -246,6 +246,8 @@ class Seen:
             calibration = self.calibrations[SENSORS[name]]
             try:
                 mount = self.frames.lookup('world', calibration.parent, stamp)
+                if isinstance(thing, NeedleEstimate) and not self.breathing.ready(stamp):
+                    raise FutureError('tissue at that time was not seen yet')
             except FrameTreeError:
                 if self.clock.now - stamp < ns(self.parameters.wait):
                     self._waiting.append((name, stamp, thing))
@@ -313,7 +315,7 @@ class Led:
         self._latest, self.needle = stamp, needle
         self.clearance.nearest(needle.tip, needle.covariance)
         if self.approval.given:
-            self._lead(self.planner.guidance.by_image(needle), stamp)
+            self._lead(self.planner.guidance.by_image(needle, stamp, self.theatre.clock.now), stamp)
 
     def watch(self) -> None:
         """Lead by eye while nothing was seen."""

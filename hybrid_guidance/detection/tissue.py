@@ -13,8 +13,8 @@ import numpy as np
 from hybrid_guidance.geometry.types import Array, Image, Pixels
 from hybrid_guidance.imaging.frame import Frame
 
-_LEAST = 4
-"""Patches that must agree."""
+_LEAST, _FLOOR = 4, 0.15
+"""Patches that must agree; shrunk pixels that no average over patches takes away."""
 
 
 @dataclass(frozen=True)
@@ -33,16 +33,21 @@ class TissueShift:
 
 
 @dataclass
-class _Reference:
-    stamp_ns: int
-    shape: tuple[int, ...]
+class _Key:
+    """An image that later ones are compared with, and how far its tissue had moved by then."""
+
     corners: list[tuple[int, int]]
     patches: list[Image]
-    last: Array
+    moved: Array
+    covariance: Array
 
 
 class TissueMotion:
     """Follows tissue from a reference image on. Keeps state: one instance per stream of images.
+
+    What moves across a slice looks different soon, and the same again a breath later. So where
+    an image is not like the one it was compared with any more it is kept too, and the next is
+    compared with whichever of those kept lies nearest.
 
     Args:
         shrink: how many pixels of an image make one that is compared.
@@ -50,54 +55,92 @@ class TissueMotion:
         reach: how far tissue may move from one image to the next, in shrunk pixels.
         logarithm: compare logarithms: what X-rays passed multiplies.
         likeness: correlation from which a patch counts as found.
-        patience: images in a row without tissue after which the reference is taken anew.
+        like: mean correlation below which an image is kept.
+        keep: images kept at most.
+        patience: images in a row without tissue after which all begins anew.
     """
 
     def __init__(self, shrink: int = 2, patch: int = 40, reach: int = 8, *,
-                 logarithm: bool = False, likeness: float = 0.5, patience: int = 15) -> None:
+                 logarithm: bool = False, likeness: float = 0.5, like: float = 0.8,
+                 keep: int = 16, patience: int = 15) -> None:
         self._shrink, self._patch, self._reach = shrink, patch, reach
-        self._logarithm, self._likeness, self._patience = logarithm, likeness, patience
-        self._reference: _Reference | None = None
+        self._logarithm, self._likeness, self._like = logarithm, likeness, like
+        self._keep, self._patience = keep, patience
+        self._keys: list[_Key] = []
+        self._begun: tuple[int, tuple[int, ...]] = (0, ())
+        self._last = np.zeros(2)
         self._lost = 0
 
     def __call__(self, frame: Frame) -> TissueShift | None:
         """Return how far the tissue of a frame has moved; None where that cannot be told."""
         image = self._small(frame.pixels)
-        reference = self._reference
-        if reference is None or reference.shape != image.shape or self._lost >= self._patience:
-            self._reference, self._lost = self._chosen(frame.stamp_ns, image), 0
+        if not self._keys or self._begun[1] != image.shape or self._lost >= self._patience:
+            self._keys, self._begun, self._lost = [], (frame.stamp_ns, image.shape), 0
+            self._add(image, np.zeros(2), np.zeros((2, 2)))
+            self._last = np.zeros(2)
             return None
-        found = [item for corner, patch in zip(reference.corners, reference.patches, strict=True)
-                 if (item := self._find(image, corner, patch, reference.last)) is not None]
-        shift = _agreed(np.array(found).reshape(-1, 2))
-        if shift is None:
+        found = self._compared(image)
+        if found is None:
             self._lost += 1
             return None
-        self._lost, reference.last = 0, np.round(shift[0])
+        moved, covariance, likeness = found
+        self._lost, self._last = 0, moved
+        if likeness < self._like:
+            self._add(image, moved, covariance)
         scale = float(self._shrink)
-        return TissueShift(reference.stamp_ns, scale * shift[0], scale**2 * shift[1])
+        return TissueShift(self._begun[0], scale * moved, scale**2 * covariance)
+
+    def _compared(self, image: Image) -> tuple[Array, Array, float] | None:
+        """Return displacement, covariance and likeness by the more like of the nearest two."""
+        nearest = sorted(self._keys, key=lambda key: float(np.linalg.norm(key.moved - self._last)))
+        best = None
+        for key in nearest[:2]:
+            found = self._match(image, key)
+            if found is not None and (best is None or found[2] > best[2]):
+                best = found
+            if best is not None and best[2] >= self._like:
+                break
+        return best
+
+    def _match(self, image: Image, key: _Key) -> tuple[Array, Array, float] | None:
+        expected = np.round(self._last - key.moved).astype(int)
+        found = [item for corner, patch in zip(key.corners, key.patches, strict=True)
+                 if (item := self._find(image, corner, patch, expected)) is not None]
+        agreed = _agreed(np.array([item[0] for item in found]).reshape(-1, 2))
+        if agreed is None:
+            return None
+        shift, covariance = agreed
+        return (key.moved + shift, key.covariance + covariance,
+                float(np.median([item[1] for item in found])))
+
+    def _add(self, image: Image, moved: Array, covariance: Array) -> None:
+        """Keep an image; of too many, the one that came after the first is forgotten."""
+        corners = self._corners(image)
+        if len(corners) < _LEAST:
+            return
+        edge = self._patch
+        self._keys.append(_Key(corners, [image[v:v + edge, u:u + edge].copy()
+                                         for v, u in corners], moved, covariance))
+        if len(self._keys) > self._keep:
+            del self._keys[1]
 
     def _small(self, pixels: Image) -> Image:
         size = pixels.shape[1] // self._shrink, pixels.shape[0] // self._shrink
         small = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA).astype(np.float32)
         return cv2.log(small + 1.0) if self._logarithm else small
 
-    def _chosen(self, stamp_ns: int, image: Image) -> _Reference | None:
-        """Return the patches of an image that have texture in both directions."""
+    def _corners(self, image: Image) -> list[tuple[int, int]]:
+        """Return where the patches of an image are that have texture in both directions."""
         edge, reach = self._patch, self._reach
-        corners = [(v, u) for v in range(reach, image.shape[0] - edge - reach, edge)
-                   for u in range(reach, image.shape[1] - edge - reach, edge)
-                   if _is_textured(image[v:v + edge, u:u + edge])]
-        if len(corners) < _LEAST:
-            return None
-        patches = [image[v:v + edge, u:u + edge].copy() for v, u in corners]
-        return _Reference(stamp_ns, image.shape, corners, patches, np.zeros(2))
+        return [(v, u) for v in range(reach, image.shape[0] - edge - reach, edge)
+                for u in range(reach, image.shape[1] - edge - reach, edge)
+                if _is_textured(image[v:v + edge, u:u + edge])]
 
     def _find(self, image: Image, corner: tuple[int, int], patch: Image,
-              last: Array) -> Array | None:
-        """Return the (2,) shift of one patch, in shrunk pixels, if it is surely found."""
+              expected: Array) -> tuple[Array, float] | None:
+        """Return the (2,) shift of one patch, in shrunk pixels, and its correlation."""
         reach, edge = self._reach, self._patch
-        v, u = corner[0] + int(last[1]) - reach, corner[1] + int(last[0]) - reach
+        v, u = corner[0] + int(expected[1]) - reach, corner[1] + int(expected[0]) - reach
         window = image[v:v + edge + 2 * reach, u:u + edge + 2 * reach]
         if min(v, u) < 0 or window.shape != (edge + 2 * reach, edge + 2 * reach):
             return None
@@ -105,8 +148,9 @@ class TissueMotion:
         _, best, _, (x, y) = cv2.minMaxLoc(score)
         if best < self._likeness or not (0 < x < 2 * reach and 0 < y < 2 * reach):
             return None
-        return last - reach + [x + _vertex(score[y, x - 1:x + 2]),
-                               y + _vertex(score[y - 1:y + 2, x])]
+        shift = expected - reach + [x + _vertex(score[y, x - 1:x + 2]),
+                                    y + _vertex(score[y - 1:y + 2, x])]
+        return shift, float(best)
 
 
 def _is_textured(patch: Image) -> bool:
@@ -135,4 +179,4 @@ def _agreed(shifts: Array) -> tuple[Array, Array] | None:
     if len(kept) < max(_LEAST, 0.4 * len(shifts)):
         return None
     spread = np.cov(kept.T) if len(kept) > 1 else np.eye(2)
-    return kept.mean(axis=0), spread / len(kept) + 0.05**2 * np.eye(2)
+    return kept.mean(axis=0), spread / len(kept) + _FLOOR**2 * np.eye(2)

@@ -20,6 +20,7 @@ from hybrid_guidance.geometry.types import Array, Image, Pixels
 from hybrid_guidance.imaging.frame import Frame
 
 _HUB_BULK = 1.5
+_USUAL_WIDTH = 3.0
 
 
 class XrayNeedleDetector:
@@ -33,7 +34,7 @@ class XrayNeedleDetector:
     centre of the image. Keeps buffers: one instance per thread.
     """
 
-    def __init__(self, *, minimum_length: float = 60.0, widths: tuple[float, float] = (0.8, 3.5),
+    def __init__(self, *, minimum_length: float = 60.0, widths: tuple[float, float] = (0.8, 5.0),
                  minimum_probability: float = 0.05, candidates: int = 8) -> None:
         """Set the limits.
 
@@ -113,13 +114,14 @@ def _tip_end(shaft: Shaft, size: Array) -> int:
 def _probability(shaft: Shaft, tip_end: int) -> float:
     """Return the probability that a shaft is a needle with its tip at that end."""
     odds = [
-        gate(-shaft.significance, -5.5, 0.5),
+        # Thick steel is dark steel: an 18 gauge needle in a field of 20 cm is 11 px wide.
+        gate(-shaft.significance, -5.5 * max(shaft.width / _USUAL_WIDTH, 1.0)**2, 0.5),
         gate(-shaft.coverage, -0.85, 0.03),
         gate(shaft.unevenness, 0.28, 0.03),
         gate(shaft.asymmetry, 0.9, 0.07),
         gate(shaft.sagitta, 0.25 + 0.002 * shaft.length, 0.06),
         gate(shaft.taper, 1.35, 0.05),
-        gate(shaft.width, 3.0, 0.08),
+        gate(shaft.width, 4.5, 0.08),
         gate(float(shaft.continuation[tip_end]), 0.62, 0.03),
         0.2 if shaft.open_end[tip_end] else 1.0,
         _hub_probability(shaft, 1 - tip_end),

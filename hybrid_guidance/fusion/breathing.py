@@ -21,7 +21,7 @@ from hybrid_guidance.geometry.types import Array, Points, Transform
 BLIND = 0.05
 """m: a displacement less sure than this was not seen."""
 
-_AHEAD_S, _SLOPE_S, _BEND = 0.3, 0.2, 0.005
+_AHEAD_S, _SLOPE_S, _BEND = 0.1, 0.2, 0.005
 """How far ahead a breath is foretold, from how long a stretch, and how it bends, m/s²."""
 
 _PULL, _REST, _STILL, _SCALE = 0.5, 0.25, 4e-4, 0.05
@@ -137,11 +137,17 @@ class Breathing:
             tracking: (6, 6) covariance of that pose.
         """
         found = self.at(stamp_ns)
-        if found is None:
+        if found is None and not self._stamps:
             return mount, tracking
+        if found is None:
+            found = Displacement(self.rest().offset, self._deviation**2 * np.eye(3))
         doubt = np.zeros((6, 6))
         doubt[:3, :3] = found.covariance
         return transform(translation=-found.offset) @ mount, tracking + doubt
+
+    def ready(self, stamp_ns: int) -> bool:
+        """Tell whether more need not be waited for to know the breath at a stamp."""
+        return not self._stamps or stamp_ns <= self._stamps[-1] + int(_AHEAD_S * 1e9)
 
     def world_T_still(self, stamp_ns: int) -> Transform:
         """Return (4, 4) where tissue that does not move is in ``world``."""

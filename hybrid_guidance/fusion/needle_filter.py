@@ -68,7 +68,7 @@ class Motion:
         blind: s, for which a needle keeps its place where the sensor is blind.
     """
 
-    tip: float = 0.0015
+    tip: float = 0.0008
     slip: float = 0.0003
     direction: float = 0.02
     speed: float = 0.010

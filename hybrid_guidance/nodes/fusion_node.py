@@ -48,7 +48,7 @@ class FusionParameters(RegisteringParameters):
         'name or file of the calibration; read again by fusion/reload_calibration'))
     gate: float = parameter(5.0, low=2.0, high=20.0, unit='sigma', fixed=True,
                             meaning='a needle further off than this is refused')
-    tip_motion: float = parameter(0.0015, low=0.0, high=0.1, unit='m/sqrt(s)', fixed=True,
+    tip_motion: float = parameter(0.0008, low=0.0, high=0.1, unit='m/sqrt(s)', fixed=True,
                                   meaning='how much the tip wanders sideways')
     speed_motion: float = parameter(0.010, low=0.0, high=1.0, unit='m/s/sqrt(s)', fixed=True,
                                     meaning='how much the insertion speed changes')

@@ -18,6 +18,10 @@ from hybrid_guidance.planning.path import Path
 from hybrid_guidance.procedure import MOST_BY_EYE
 
 
+_GROWTH = 0.1
+"""Share by which a variance may grow in a second and still be one that images keep down."""
+
+
 class Phase(Enum):
     """What is being done."""
 
@@ -104,6 +108,8 @@ class Guidance:
         self._withdrawn_to: Points | None = None
         self._started_ns: int | None = None
         self._held = False
+        self._doubt: tuple[int, float] | None = None
+        self._acted_ns = 0
 
     def by_eye(self, now_ns: int) -> Command:
         """Return the command while no image has shown the needle yet."""
@@ -122,9 +128,15 @@ class Guidance:
         return Command(Phase.ALIGN, self.path.pose_at(depth),
                        f'insert {depth * 1e3:.0f} mm, until ultrasound shows the needle')
 
-    def by_image(self, needle: NeedleEstimate) -> Command:
-        """Return the command from the present estimate (in ``patient``)."""
-        settings = self.settings
+    def by_image(self, needle: NeedleEstimate, stamp_ns: int = 0, now_ns: int = 0) -> Command:
+        """Return the command from the present estimate.
+
+        Args:
+            needle: in ``patient``.
+            stamp_ns: of the needle.
+            now_ns: when the command is given.
+        """
+        settings, news = self.settings, self._is_news(needle, stamp_ns, now_ns)
         back = self._still_back(needle)
         if back > settings.target_tolerance:
             pose = needle.pose.copy()
@@ -144,7 +156,7 @@ class Guidance:
                 return Command(Phase.HOLD, needle.pose, 'at the target')
         if depth < 0:
             return Command(Phase.APPROACH, self.path.pose_at(0.0), 'bring the tip to the entry')
-        aside, turn = self._seen_deviation(needle)
+        aside, turn = self._seen_deviation(needle, news)
         offset, angle = float(np.linalg.norm(aside)), float(np.linalg.norm(turn))
         straight = needle.pose.copy()
         straight[:3, :3] = rotation_from_vector(turn) @ straight[:3, :3]
@@ -203,18 +215,32 @@ class Guidance:
         return sure * min(settings.step, settings.slow_down * abs(z)
                           + settings.target_tolerance / 2)
 
-    def _seen_deviation(self, needle: NeedleEstimate) -> tuple[Array, Array]:
+    def _is_news(self, needle: NeedleEstimate, stamp_ns: int, now_ns: int) -> bool:
+        """Tell whether where the needle is least known it has been seen since it was corrected.
+
+        As long as only the doubt of it grows, no image has shown what the last command did.
+        """
+        across = np.column_stack(perpendiculars(self.path.direction))
+        variance = float(np.linalg.eigvalsh(across.T @ needle.covariance[:3, :3] @ across)[-1])
+        before, self._doubt = self._doubt, (stamp_ns, variance)
+        if before is None or variance <= before[1] * (
+                1.0 + _GROWTH * max(stamp_ns - before[0], 0) * 1e-9):
+            self._acted_ns = now_ns
+        return stamp_ns <= self._acted_ns
+
+    def _seen_deviation(self, needle: NeedleEstimate, news: bool) -> tuple[Array, Array]:
         """Return the (3,) m and the (3,) rotation vector that would bring the needle on the path.
 
-        Only in directions that were seen well enough. A slice does not show that the needle
-        moved across it; a hand that corrects what it cannot see goes on correcting for ever.
+        Only in directions that were seen well enough, and where the needle is least known only
+        on news. A slice does not show that the needle moved across it; a hand that corrects what
+        it cannot see goes on correcting for ever.
         """
         path = self.path.direction
         across = np.column_stack(perpendiculars(path))
         wanted = across @ across.T @ (self.path.target - needle.tip)
         turn = cross(needle.direction, path)
-        return (_known(across, wanted, needle.covariance[:3, :3], self.settings.lateral_doubt),
-                _known(across, turn, needle.covariance[3:, 3:], self.settings.angle_doubt))
+        return (_known(across, wanted, needle.covariance[:3, :3], self.settings.lateral_doubt, news),
+                _known(across, turn, needle.covariance[3:, 3:], self.settings.angle_doubt, news))
 
     def reached(self, needle: NeedleEstimate) -> bool:
         """Tell whether the tip is at the target."""
@@ -222,8 +248,11 @@ class Guidance:
         return distance < self.settings.target_tolerance
 
 
-def _known(across: Array, wanted: Array, covariance: Array, doubt: float) -> Array:
-    """Return the part of a wanted (3,) change, along (3, 2) axes, that is known to within σ."""
+def _known(across: Array, wanted: Array, covariance: Array, doubt: float, news: bool) -> Array:
+    """Return the part of a wanted (3,) change, along (3, 2) axes, that is known to within σ.
+
+    Without news, only along the axis that is known best.
+    """
     variances, axes = np.linalg.eigh(across.T @ covariance @ across)
-    seen = across @ axes[:, variances < doubt**2]
+    seen = across @ axes[:, (variances < doubt**2) & (True, news)]
     return np.asarray(seen @ seen.T @ wanted)

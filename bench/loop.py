@@ -25,7 +25,7 @@ from scipy.stats import chi2
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from hybrid_guidance.detection.lift import lift, lift_shift
-from hybrid_guidance.detection.tissue import TissueMotion
+from hybrid_guidance.detection.tissue import TissueMotion, xray_tissue
 from hybrid_guidance.detection.ultrasound import UltrasoundNeedleDetector
 from hybrid_guidance.detection.xray import XrayNeedleDetector
 from hybrid_guidance.fusion.advice import advise
@@ -131,7 +131,7 @@ class Theatre:
             'ultrasound_probe': (self.room.world_T_probe, Tracker(
                 noise * known.probe_position_noise, noise * known.probe_rotation_noise,
                 known.tracker_delay, seed + 1))}
-        self.truth, self.held = FrameTree(), FrameTree(cache_s=2.0)
+        self.truth, self.held = FrameTree(cache_s=LIMIT_S), FrameTree(cache_s=2.0)
         self._needle = Needle(transform(), procedure.needle.diameter, procedure.needle.length)
         patient = build_patient(procedure.region, seed, procedure.target)
         self._xray = xray_renderer(procedure, patient, seed)
@@ -198,7 +198,7 @@ class Seen:
         self.fusion = self.filter_of(self.parameters.require_both)
         self.alone = {name: self.filter_of(False) for name in SENSORS}
         self.reasons: dict[str, str] = {}
-        self._tissue = {'fluoroscopy': TissueMotion(4, 32, 10, logarithm=True),
+        self._tissue = {'fluoroscopy': xray_tissue(),
                         'ultrasound': TissueMotion()}
         self._tissue_ns = 0
         self.breathing = Breathing()

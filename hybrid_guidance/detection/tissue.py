@@ -153,6 +153,11 @@ class TissueMotion:
         return shift, float(best)
 
 
+def xray_tissue() -> TissueMotion:
+    """Return what follows bone in X-rays: large and smooth, and seldom seen."""
+    return TissueMotion(4, 32, 10, logarithm=True)
+
+
 def _is_textured(patch: Image) -> bool:
     """Tell whether a patch has a place in both directions: neither dark nor only stripes."""
     if float(np.mean(patch == 0.0)) > 0.2:

@@ -86,6 +86,11 @@ class Breathing:
         self._learnt_ns = 0
 
     @property
+    def newest_ns(self) -> int | None:
+        """When tissue was seen last by the source that leads; None: never."""
+        return self._stamps[-1] if self._stamps else None
+
+    @property
     def known(self) -> bool:
         """Whether the place at rest is known."""
         return bool(self._stamps) and self._stamps[-1] - self._stamps[0] >= self._watch_ns
@@ -222,7 +227,7 @@ class Breathing:
         self._compare()
 
     def _compare(self) -> None:
-        """Compare what was seen seldom with the lead: how far does tissue go where that is blind?"""
+        """Learn from what was seen seldom how far tissue goes where the lead is blind."""
         for _ in range(len(self._pending)):
             sight = self._pending.popleft()
             if sight.stamp_ns > self._stamps[-1]:

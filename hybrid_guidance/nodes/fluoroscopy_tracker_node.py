@@ -4,11 +4,13 @@ from dataclasses import dataclass
 
 from hybrid_guidance.detection.lift import lift
 from hybrid_guidance.detection.line import PixelNeedle
+from hybrid_guidance.detection.tissue import xray_tissue
 from hybrid_guidance.detection.xray import XrayNeedleDetector
 from hybrid_guidance.geometry.needle import NeedleEstimate
 from hybrid_guidance.imaging.frame import Frame
 from hybrid_guidance.parameters import parameter
 from hybrid_guidance.ros.node import GuidanceNode, run
+from hybrid_guidance.ros.tissue import TissueTracker
 from hybrid_guidance.ros.tracker import NeedleTracker
 
 
@@ -22,6 +24,8 @@ class FluoroscopyTrackerParameters:
                                  meaning='probability from which a needle is reported')
     depth: float = parameter(0.6, low=0.05, high=2.0, unit='m', meaning=(
         'guess of the distance from the source; its uncertainty is stated as half a metre'))
+    tissue_rate: float = parameter(5.0, low=0.1, high=100.0, unit='Hz', fixed=True, meaning=(
+        'of how far tissue has moved, at most; it is looked at only while somebody subscribes'))
     depth_deviation: float = parameter(0.5, low=0.5, high=10.0, unit='m',
                                        meaning='deviation stated along the ray')
 
@@ -32,8 +36,16 @@ class FluoroscopyTrackerNode(GuidanceNode[FluoroscopyTrackerParameters]):
     def __init__(self) -> None:
         super().__init__('fluoroscopy_tracker_node', FluoroscopyTrackerParameters)
         detect = XrayNeedleDetector(minimum_length=self.parameters.minimum_length)
-        self.subscribe_frames('fluoroscopy', NeedleTracker(
-            self, 'fluoroscopy', detect, self._lift, lambda: self.parameters.threshold))
+        self._track_needle = NeedleTracker(
+            self, 'fluoroscopy', detect, self._lift, lambda: self.parameters.threshold)
+        self._track_tissue = TissueTracker(
+            self, 'fluoroscopy', xray_tissue(), self.parameters.depth, self.parameters.tissue_rate)
+        self.subscribe_frames('fluoroscopy', self._on_frame)
+
+    def _on_frame(self, frame: Frame, frame_id: str) -> None:
+        # The needle first: it must not wait for what is only looked at.
+        self._track_needle(frame, frame_id)
+        self._track_tissue(frame, frame_id)
 
     def _lift(self, needle: PixelNeedle, frame: Frame) -> NeedleEstimate:
         return lift(needle, frame.projection, depth=self.parameters.depth,

@@ -33,6 +33,7 @@ from hybrid_guidance.ros.convert import (
 from hybrid_guidance.ros.health import ERROR
 from hybrid_guidance.ros.node import GuidanceNode, run
 from hybrid_guidance.ros.registering import PatientRegistration, RegisteringParameters
+from hybrid_guidance.ros.tissue import TissueWatch
 from hybrid_guidance.ros.waiting import WaitingForPose
 
 SENSORS = {'fluoroscopy': 'fluoroscopy_optical_frame', 'ultrasound': 'ultrasound_image'}
@@ -68,6 +69,8 @@ class FusionParameters(RegisteringParameters):
         'publish only a needle that X-ray and ultrasound have both shown'))
     recover: float = parameter(0.4, low=0.1, high=60.0, unit='s', fixed=True, meaning=(
         'when nothing fits for this long, a needle seen elsewhere takes over'))
+    breathing_deviation: float = parameter(0.0015, low=0.0, high=0.02, unit='m', fixed=True,
+        meaning='of a place in a breath that no image has shown; 0: nobody breathes')
     exposure_limit: float = parameter(0.0012, low=0.0001, high=0.1, unit='m', meaning=(
         'tip error above which fusion/exposure_advice says expose, if that would help'))
 
@@ -85,10 +88,13 @@ class FusionNode(GuidanceNode[FusionParameters]):
         self._advice = publish(DiagnosticStatus, 'fusion/exposure_advice', qos.OBSERVATION)
         self._calibrations: dict[str, Calibration] = {}
         self._fusion = NeedleFusion(lambda: NeedleFilter({}))
-        self._waiting = WaitingForPose(self, self._fuse, lambda: self.parameters.wait)
+        self._tissue = TissueWatch(self, SENSORS, lambda name: self._calibrations.get(
+            SENSORS[name]), self._on_breath)
+        self._waiting = WaitingForPose(self, self._fuse, lambda: self.parameters.wait,
+                                       lambda stamp: self._tissue.breathing.ready(stamp))
         self._projection: Projection | None = None
         self._last_xray: tuple[NeedleEstimate, Transform] | None = None
-        self.listen_to_frames(self._waiting.work)
+        self.listen_to_frames(self._work)
         self.reload()
         for name in SENSORS:
             self.create_subscription(PoseWithCovarianceStamped, f'{name}/needle',
@@ -116,6 +122,7 @@ class FusionNode(GuidanceNode[FusionParameters]):
             covariances if self.parameters.require_both else (),
             self.parameters.confirm, self.parameters.recover)
         self._last_xray = None
+        self._tissue.begin(self.parameters.breathing_deviation)
         now = self.now_ns()
         self._static.sendTransform([transform_message(item.parent, child, now, item.transform)
                                     for child, item in found.items()])
@@ -142,11 +149,23 @@ class FusionNode(GuidanceNode[FusionParameters]):
             self._waiting.add(self._calibrations[frame].parent, stamp,
                               (name, stamp, needle_from_message(message)))
 
+    def _work(self) -> None:
+        self._tissue.work()
+        self._waiting.work()
+
+    def _on_breath(self, stamp: int) -> None:
+        registration = self._calibrations.get('patient')
+        if registration is not None:
+            self._broadcaster.sendTransform(transform_message(
+                'world', 'patient', stamp,
+                self._tissue.world_T_patient(registration.transform, stamp)))
+        self._waiting.work()
+
     def _fuse(self, seen: tuple[str, int, NeedleEstimate], world_T_mount: Transform) -> None:
         name, stamp, needle = seen
         mount_T_sensor = self._calibrations[SENSORS[name]].transform
-        observation = observe(name, stamp, needle, mount_T_sensor, world_T_mount,
-                              self._tracking(name))
+        observation = observe(name, stamp, needle, mount_T_sensor, *self._tissue.breathing.still(
+            stamp, world_T_mount, self._tracking(name)))
         update = self._fusion.add(observation)
         # First what guides, then what is said about it.
         if update.state is not None:
@@ -171,16 +190,21 @@ class FusionNode(GuidanceNode[FusionParameters]):
                 observation.needle.tip, xray_T_world, seen, self._projection)))
 
     def _publish(self, state: State) -> None:
-        in_world = self._fusion.filter.estimate(state)
+        among_tissue, stamp = self._fusion.filter.estimate(state), state.stamp_ns
+        breathing, frames = self._tissue.breathing, []
+        world_T_still = breathing.world_T_still(stamp)
         registration = self._calibrations.get('patient')
         if registration is not None:
+            still_T_patient = breathing.registered(registration.transform)
             patient = NeedleEstimate(
-                inverse(registration.transform) @ in_world.pose, relative(
-                    registration.transform, registration.covariance,
-                    in_world.pose, in_world.covariance))
-            self._pose.publish(needle_message(patient, 'patient', state.stamp_ns))
-        self._broadcaster.sendTransform(
-            transform_message('world', 'needle_tip', state.stamp_ns, in_world.pose))
+                inverse(still_T_patient) @ among_tissue.pose, relative(
+                    still_T_patient, registration.covariance + breathing.rest_covariance(),
+                    among_tissue.pose, among_tissue.covariance))
+            self._pose.publish(needle_message(patient, 'patient', stamp))
+            frames = [transform_message('world', 'patient', stamp,
+                                        world_T_still @ still_T_patient)]
+        self._broadcaster.sendTransform([*frames, transform_message(
+            'world', 'needle_tip', stamp, world_T_still @ among_tissue.pose)])
 
     def _watch(self) -> None:
         now, state = self.now_ns(), self._fusion.filter.state
@@ -188,6 +212,8 @@ class FusionNode(GuidanceNode[FusionParameters]):
         age = (now - state.stamp_ns) * 1e-9 if seen else np.inf
         self.health.set('needle', age < self.parameters.stale, (
             'not seen any more; the pose is old' if seen else 'not seen yet'))
+        doubt = self._tissue.describe(now)
+        self.health.set('breathing', not doubt, doubt)
         self.health.set('tf', not self.listener.refused, '; '.join(self.listener.refused.values()))
         if self._advice.get_subscription_count():
             self._advice.publish(advice_message(advise(

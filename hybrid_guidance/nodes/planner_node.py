@@ -159,7 +159,7 @@ class PlannerNode(GuidanceNode[PlannerParameters]):
         self._progress.publish(self._planner.path.deviation(needle.tip), needle,
                                self._clearance.nearest(needle.tip, needle.covariance), stamp)
         if self._approval.given:
-            self._lead(self._planner.guidance.by_image(needle), stamp)
+            self._lead(self._planner.guidance.by_image(needle, stamp, self.now_ns()), stamp)
 
     def _lead(self, command: Command, stamp: int) -> None:
         self._next_pose.publish(pose_stamped(command.pose, 'patient', stamp))

@@ -7,6 +7,7 @@ from sensor_msgs.msg import PointCloud2
 from hybrid_guidance.detection.bone_surface import BoneSurfaceDetector
 from hybrid_guidance.detection.lift import lift
 from hybrid_guidance.detection.line import PixelNeedle
+from hybrid_guidance.detection.tissue import TissueMotion
 from hybrid_guidance.detection.ultrasound import UltrasoundNeedleDetector
 from hybrid_guidance.geometry.needle import NeedleEstimate
 from hybrid_guidance.imaging.frame import Frame
@@ -14,6 +15,7 @@ from hybrid_guidance.parameters import parameter
 from hybrid_guidance.ros import qos
 from hybrid_guidance.ros.convert import point_cloud_message
 from hybrid_guidance.ros.node import GuidanceNode, run
+from hybrid_guidance.ros.tissue import TissueTracker
 from hybrid_guidance.ros.tracker import NeedleTracker
 
 
@@ -27,6 +29,8 @@ class UltrasoundTrackerParameters:
                                  meaning='probability from which a needle is reported')
     slice_thickness: float = parameter(0.003, low=0.0005, high=0.02, unit='m', meaning=(
         'full width at half maximum of the beam in elevation'))
+    tissue_rate: float = parameter(15.0, low=1.0, high=100.0, unit='Hz', fixed=True, meaning=(
+        'of how far tissue has moved, at most; it is looked at only while somebody subscribes'))
     bone_rate: float = parameter(5.0, low=0.1, high=100.0, unit='Hz', meaning=(
         'of the bone surface, at most; it is looked for only while somebody subscribes'))
 
@@ -39,6 +43,8 @@ class UltrasoundTrackerNode(GuidanceNode[UltrasoundTrackerParameters]):
         detect = UltrasoundNeedleDetector(minimum_length=self.parameters.minimum_length)
         self._track_needle = NeedleTracker(
             self, 'ultrasound', detect, self._lift, lambda: self.parameters.threshold)
+        self._track_tissue = TissueTracker(
+            self, 'ultrasound', TissueMotion(), 0.0, self.parameters.tissue_rate)
         self._detect_bone = BoneSurfaceDetector()
         self._bone = self.create_publisher(PointCloud2, 'ultrasound/bone_surface', qos.SURFACE)
         self._bone_ns: int | None = None
@@ -47,6 +53,7 @@ class UltrasoundTrackerNode(GuidanceNode[UltrasoundTrackerParameters]):
     def _on_frame(self, frame: Frame, frame_id: str) -> None:
         # The needle first: it must not wait for what is only looked at.
         self._track_needle(frame, frame_id)
+        self._track_tissue(frame, frame_id)
         if self._is_bone_due(frame):
             self._bone_ns = frame.stamp_ns
             pixels, confidence = self._detect_bone(frame)

@@ -17,7 +17,6 @@ from hybrid_guidance.geometry.types import Array, Points, Transform
 from hybrid_guidance.planning.path import Path
 from hybrid_guidance.procedure import MOST_BY_EYE
 
-
 _GROWTH = 0.1
 """Share by which a variance may grow in a second and still be one that images keep down."""
 
@@ -239,8 +238,9 @@ class Guidance:
         across = np.column_stack(perpendiculars(path))
         wanted = across @ across.T @ (self.path.target - needle.tip)
         turn = cross(needle.direction, path)
-        return (_known(across, wanted, needle.covariance[:3, :3], self.settings.lateral_doubt, news),
-                _known(across, turn, needle.covariance[3:, 3:], self.settings.angle_doubt, news))
+        settings, covariance = self.settings, needle.covariance
+        return (_known(across, wanted, covariance[:3, :3], settings.lateral_doubt, news),
+                _known(across, turn, covariance[3:, 3:], settings.angle_doubt, news))
 
     def reached(self, needle: NeedleEstimate) -> bool:
         """Tell whether the tip is at the target."""

@@ -18,6 +18,7 @@ from geometry_msgs.msg import (
     Vector3,
 )
 from geometry_msgs.msg import Transform as TransformMessage
+from nav_msgs.msg import Odometry
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2, PointField
 from std_msgs.msg import Header
 
@@ -25,7 +26,7 @@ from hybrid_guidance.fusion.advice import Advice
 from hybrid_guidance.geometry import covariance as pose_covariance
 from hybrid_guidance.geometry.needle import NeedleEstimate
 from hybrid_guidance.geometry.projection import Projection
-from hybrid_guidance.geometry.rigid import from_quaternion, quaternion
+from hybrid_guidance.geometry.rigid import from_quaternion, quaternion, transform
 from hybrid_guidance.geometry.types import Array, Points, Transform
 from hybrid_guidance.geometry.types import Image as Pixels
 from hybrid_guidance.imaging.frame import Frame
@@ -34,6 +35,9 @@ DTYPES = {'mono8': np.uint8, '8UC1': np.uint8, 'mono16': np.uint16, '16UC1': np.
           'rgb8': np.uint8, 'bgr8': np.uint8, 'rgba8': np.uint8, 'bgra8': np.uint8}
 GREY = {'rgb8': cv2.COLOR_RGB2GRAY, 'bgr8': cv2.COLOR_BGR2GRAY,
         'rgba8': cv2.COLOR_RGBA2GRAY, 'bgra8': cv2.COLOR_BGRA2GRAY}
+
+
+_TISSUE = 'tissue_'
 
 
 class MessageError(ValueError):
@@ -138,6 +142,44 @@ def needle_from_message(message: PoseWithCovarianceStamped) -> NeedleEstimate:
     if not pose_covariance.is_valid(covariance):
         raise MessageError('the pose covariance is not finite, symmetric and positive')
     return NeedleEstimate(matrix_from_pose(message.pose.pose), covariance)
+
+
+def tissue_message(displacement: Points, covariance: Array, reference_ns: int, frame_id: str,
+                   nanoseconds: int) -> Odometry:
+    """Return how far tissue has moved as a message.
+
+    ``child_frame_id`` names the tissue by the stamp of the image from which its way counts.
+
+    Args:
+        displacement: (3,) m, in ``frame_id``.
+        covariance: (3, 3) m².
+        reference_ns: stamp of that image.
+        frame_id: the sensor's frame.
+        nanoseconds: stamp of the present image.
+    """
+    message = Odometry(header=header(frame_id, nanoseconds),
+                       child_frame_id=f'{_TISSUE}{reference_ns}')
+    message.pose.pose = pose_message(transform(translation=displacement))
+    both = np.zeros((6, 6))
+    both[:3, :3] = covariance
+    message.pose.covariance = both.ravel()
+    return message
+
+
+def tissue_from_message(message: Odometry) -> tuple[Points, Array, int]:
+    """Return displacement (3,) m, covariance (3, 3) m² and reference stamp of a tissue message.
+
+    Raises:
+        MessageError: not finite, no covariance, or ``child_frame_id`` is not ``tissue_<ns>``.
+    """
+    covariance = np.asarray(message.pose.covariance, dtype=float).reshape(6, 6)
+    if not pose_covariance.is_valid(covariance):
+        raise MessageError('the pose covariance is not finite, symmetric and positive')
+    number = message.child_frame_id.removeprefix(_TISSUE)
+    if number == message.child_frame_id or not number.isdecimal():
+        raise MessageError(f'child_frame_id is "{message.child_frame_id}", not '
+                           f'"{_TISSUE}<nanoseconds of the first image>"')
+    return (matrix_from_pose(message.pose.pose)[:3, 3], covariance[:3, :3], int(number))
 
 
 def image_message(pixels: Pixels, frame_id: str, nanoseconds: int) -> Image:

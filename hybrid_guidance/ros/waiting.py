@@ -18,11 +18,14 @@ class WaitingForPose(Generic[Thing]):
         node: looks poses up and says on its health which are missing.
         take: called with the thing and (4, 4) ``world_T_frame`` at its stamp.
         wait_s: returns how long a thing may wait before it is given up.
+        ready: tells of a stamp whether all else is known that ``take`` needs; a thing that has
+            waited long enough is taken without.
     """
 
     def __init__(self, node: GuidanceNode, take: Callable[[Thing, Transform], None],  # type: ignore[type-arg]
-                 wait_s: Callable[[], float]) -> None:
-        self._node, self._take, self._wait_s = node, take, wait_s
+                 wait_s: Callable[[], float],
+                 ready: Callable[[int], bool] = lambda stamp_ns: True) -> None:
+        self._node, self._take, self._wait_s, self._ready = node, take, wait_s, ready
         self._waiting: deque[tuple[str, int, Thing]] = deque()
 
     def add(self, frame: str, stamp_ns: int, thing: Thing) -> None:
@@ -34,6 +37,9 @@ class WaitingForPose(Generic[Thing]):
         """Take everything whose pose is known by now."""
         for _ in range(len(self._waiting)):
             frame, stamp, thing = self._waiting.popleft()
+            if not self._ready(stamp) and (self._node.now_ns() - stamp) * 1e-9 < self._wait_s():
+                self._waiting.append((frame, stamp, thing))
+                continue
             try:
                 world_T_frame = self._node.lookup('world', frame, stamp)
             except (tf.FutureException, tf.LookupException, tf.ConnectivityException) as error:

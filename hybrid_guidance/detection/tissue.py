@@ -127,7 +127,7 @@ class TissueMotion:
     def _small(self, pixels: Image) -> Image:
         size = pixels.shape[1] // self._shrink, pixels.shape[0] // self._shrink
         small = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA).astype(np.float32)
-        return cv2.log(small + 1.0) if self._logarithm else small
+        return np.asarray(cv2.log(small + 1.0) if self._logarithm else small)
 
     def _corners(self, image: Image) -> list[tuple[int, int]]:
         """Return where the patches of an image are that have texture in both directions."""

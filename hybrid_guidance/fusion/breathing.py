@@ -233,13 +233,9 @@ class Breathing:
             if sight.stamp_ns > self._stamps[-1]:
                 self._pending.append(sight)
                 continue
-            for stamp in (sight.reference_ns, sight.stamp_ns):
-                led = self._lead_at(stamp)
-                if led is not None:
-                    self._led_at[stamp] = led[0]
-            if {sight.stamp_ns, sight.reference_ns} <= self._led_at.keys():
-                led = self._led_at.pop(sight.stamp_ns) - self._led_at[sight.reference_ns]
-                self._seldom.append((sight.displacement, sight.covariance, led))
+            then, now = self._reference(sight.reference_ns), self._lead_at(sight.stamp_ns)
+            if then is not None and now is not None:
+                self._seldom.append((sight.displacement, sight.covariance, now[0] - then))
         rows = [self._row(*item) for item in self._seldom]
         pulls = np.array([row for row in rows if row is not None]).reshape(-1, 3)
         along, across, variance = pulls.T
@@ -249,6 +245,13 @@ class Breathing:
         excess = max(float(np.mean(misses)) if len(misses) else 0.0, 1.0)
         self._pull_variance = excess / known
         self._residual = float(np.sqrt(np.mean(variance) * (excess - 1.0))) if len(misses) else 0.0
+
+    def _reference(self, stamp_ns: int) -> Points | None:
+        """Return what the lead saw at the stamp of a reference, also when that is long ago."""
+        found = self._lead_at(stamp_ns)
+        if stamp_ns not in self._led_at and found is not None:
+            self._led_at[stamp_ns] = found[0]
+        return self._led_at.get(stamp_ns)
 
     def _row(self, seen: Points, covariance: Array, led: Points
              ) -> tuple[float, float, float] | None:

@@ -1,0 +1,108 @@
+import numpy as np
+import pytest
+
+from hybrid_guidance.fusion.breathing import Breathing, TissueSight
+from hybrid_guidance.geometry.rigid import transform
+from hybrid_guidance.simulation.motion import Motion
+
+BREATH = np.array([0.001, -0.003, -0.0015])
+MOTION = Motion(BREATH, 0.4, np.zeros(3), 1e9)
+NORMAL = np.array([0.0, 0.0, 1.0])
+"""Of the slice; the X-ray looks along x."""
+BLIND = {'ultrasound': NORMAL, 'fluoroscopy': np.array([1.0, 0.0, 0.0])}
+
+
+def truth(seconds: float) -> np.ndarray:
+    return MOTION.at(seconds)[:3, 3]
+
+
+def sight(source: str, seconds: float, random: np.random.Generator, reference: float = 0.0,
+          mount: np.ndarray | None = None) -> TissueSight:
+    """Return what a sensor sees with 0.05 mm of noise, nothing along its blind direction."""
+    blind = BLIND[source]
+    moved = truth(seconds) - truth(reference) + random.normal(0.0, 5e-5, 3)
+    return TissueSight(source, round(seconds * 1e9), round(reference * 1e9),
+                       moved - (moved @ blind) * blind,
+                       5e-5**2 * np.eye(3) + 0.25 * np.outer(blind, blind),
+                       np.eye(4) if mount is None else mount)
+
+
+def watched(seconds: float, xrays: bool, first: float = 0.0) -> Breathing:
+    random, breathing = np.random.default_rng(5), Breathing()
+    for k in range(round(first * 15), round(seconds * 15)):
+        breathing.add(sight('ultrasound', k / 15.0, random, first))
+        if xrays and k % 12 == 0:
+            breathing.add(sight('fluoroscopy', k / 15.0, random, first))
+    return breathing
+
+
+def place(breathing: Breathing, seconds: float) -> np.ndarray:
+    """Return the displacement from rest."""
+    found = breathing.at(round(seconds * 1e9))
+    assert found is not None
+    return found.offset - breathing.rest().offset
+
+
+def test_place_in_the_breath_is_found_within_its_deviation_by_both_imagers() -> None:
+    breathing = watched(10.0, xrays=True)
+    assert breathing.known
+    for seconds in np.arange(6.0, 9.5, 0.21):
+        miss = place(breathing, seconds) - truth(seconds)
+        assert np.linalg.norm(miss) < 3e-4
+        covariance = (breathing.at(round(seconds * 1e9)).covariance
+                      + breathing.rest().covariance)
+        assert miss @ np.linalg.solve(covariance, miss) < 16.3  # χ², 3 degrees, 99.9 %
+
+
+def test_slice_alone_doubts_what_it_cannot_see_most_where_breath_is_deepest() -> None:
+    breathing, alone = watched(10.0, xrays=True), watched(10.0, xrays=False)
+    times = np.arange(6.0, 9.5, 0.1)
+    deepest = max(times, key=lambda t: np.linalg.norm(truth(t)))
+    rest = min(times, key=lambda t: np.linalg.norm(truth(t)))
+
+    def doubt(of: Breathing, seconds: float) -> float:
+        return float(np.sqrt(NORMAL @ of.at(round(seconds * 1e9)).covariance @ NORMAL))
+    across = abs(place(alone, deepest) - truth(deepest)) @ NORMAL
+    assert 1.0e-3 < across < 2.0 * doubt(alone, deepest)
+    assert doubt(alone, rest) < 0.2 * doubt(alone, deepest)
+    assert doubt(breathing, deepest) < 0.2 * doubt(alone, deepest)
+
+
+@pytest.mark.parametrize('first', [0.0, 1.0, 2.0, 3.0])
+def test_rest_is_found_from_wherever_in_a_breath_watching_began(first: float) -> None:
+    breathing = watched(first + 9.0, xrays=True, first=first)
+    seconds = first + 8.0
+    assert np.linalg.norm(place(breathing, seconds) - truth(seconds)) < 3e-4
+
+
+def test_rest_is_in_doubt_until_a_breath_was_watched() -> None:
+    breathing = watched(3.0, xrays=True)
+    assert not breathing.known
+    assert np.sqrt(np.trace(breathing.rest().covariance)) > 2e-3
+
+
+def test_without_tissue_nothing_is_moved_and_everything_in_doubt() -> None:
+    breathing, mount = Breathing(deviation=0.002), transform(translation=(0.1, 0.2, 0.3))
+    tracking = 1e-8 * np.eye(6)
+    found, doubt = breathing.still(10**9, mount, tracking)
+    assert np.array_equal(found, mount) and np.array_equal(doubt, tracking)
+    assert breathing.ready(10**9)
+    assert breathing.rest_covariance()[0, 0] == pytest.approx(0.002**2)
+
+
+def test_a_moment_too_far_ahead_is_waited_for_and_then_in_doubt() -> None:
+    breathing = watched(8.0, xrays=True)
+    soon, late = round(8.0 * 1e9), round(8.4 * 1e9)
+    assert breathing.ready(soon) and not breathing.ready(late)
+    foretold = breathing.at(soon)
+    assert foretold is not None
+    assert np.linalg.norm(foretold.offset - breathing.rest().offset - truth(8.0)) < 4e-4
+    _, doubt = breathing.still(late, np.eye(4), np.zeros((6, 6)))
+    assert doubt[0, 0] >= 0.0015**2
+
+
+def test_a_probe_that_was_moved_begins_to_watch_anew() -> None:
+    breathing, random = watched(8.0, xrays=True), np.random.default_rng(6)
+    moved = transform(translation=(0.01, 0.0, 0.0))
+    breathing.add(sight('ultrasound', 9.0, random, 9.0, moved))
+    assert not breathing.known

@@ -292,6 +292,12 @@ class NeedleFilter:
             return state, Update(False, distance, (
                 f'{np.linalg.norm(residual[:2]) * 1e3:.1f} mm beside where the needle should be, '
                 f'{distance**0.5:.1f} σ'))
+        row, offset, noise_along = self._ending(state, needle, source, effect)
+        stray = float(row @ state.covariance @ row) + noise_along + self._endings[source].stray**2
+        if offset**2 > self._gate * stray:
+            return state, Update(False, distance, (
+                f'in line with the needle, but it ends {abs(offset) * 1e3:.0f} mm '
+                f'{"beyond" if offset > 0.0 else "before"} it: another line'))
         gain = solved[:, 1:].T
         keep = np.eye(self._size) - gain @ jacobian
         covariance = keep @ state.covariance @ keep.T + gain @ noise @ gain.T
@@ -316,15 +322,20 @@ class NeedleFilter:
         return NeedleEstimate(needle.pose, stretch @ needle.covariance @ stretch.T,
                               needle.probability)
 
-    def _end(self, state: State, needle: NeedleEstimate, source: int, effect: Array) -> State:
-        """Take the visible end of the shaft, which may be the tip."""
-        ending, along = self._endings[source], needle.direction
-        row = np.zeros(self._size)
+    def _ending(self, state: State, needle: NeedleEstimate, source: int, effect: Array
+                ) -> tuple[Array, float, float]:
+        """Return row (size,) of the visible end along the shaft, how far off it is, its noise."""
+        along, row = needle.direction, np.zeros(self._size)
         row[TIP], row[_place(source)] = along, along @ effect[:3]
         offset = float(along @ (needle.tip - state.tip)
                        - row[_place(source)] @ state.errors[source])
+        return row, offset, float(along @ needle.covariance[:3, :3] @ along)
+
+    def _end(self, state: State, needle: NeedleEstimate, source: int, effect: Array) -> State:
+        """Take the visible end of the shaft, which may be the tip."""
+        ending = self._endings[source]
+        row, offset, noise = self._ending(state, needle, source, effect)
         known = row @ state.covariance
-        noise = float(along @ needle.covariance[:3, :3] @ along)
         before = float(known @ row)
         spread = before + noise
         inflated = state.covariance

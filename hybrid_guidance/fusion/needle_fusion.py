@@ -98,8 +98,10 @@ class NeedleFusion:
             rival = self._rival = _Track(self._make())
         update = rival.add(observation)
         unseen_ns = rival.latest_ns - max(self._track.latest_ns, rival.begun_ns)
+        # One that all have shown need not wait for one that only some have.
+        better = not self.confirmed and self._needed <= rival.sources
         if not update.accepted or rival.agreed < self._confirm or (
-                self.found and unseen_ns < self._recover_ns):
+                self.found and unseen_ns < self._recover_ns and not better):
             return refused
         self._track, self._rival = rival, _Track(self._make())
         self._last.clear()

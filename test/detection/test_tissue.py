@@ -31,7 +31,8 @@ def test_shift_is_found_to_a_part_of_a_pixel_and_counts_from_the_first_image() -
     assert motion(frame(window(texture, (0.0, 0.0)), 7)) is None
     for k, shift in enumerate(((2.3, -4.1), (6.7, -9.2), (1.0, 3.0)), start=8):
         found = motion(frame(window(texture, shift), k))
-        assert found is not None and found.reference_ns == 7
+        assert found is not None
+        assert found.reference_ns == 7
         np.testing.assert_allclose(found.pixels, shift, atol=0.4)
         assert np.all(np.abs(found.pixels - shift) < 3.0 * np.sqrt(np.diag(found.covariance)))
 
@@ -55,7 +56,8 @@ def test_tissue_that_changes_with_the_slice_is_followed_from_one_kept_image_to_t
         mixed = ((1.0 - share) * layers[low] + share * layers[low + 1] - 120.0) / np.hypot(
             1.0 - share, share) + 120.0
         found = motion(frame(window(mixed, (0.0, 0.5 * k)), k + 1))
-    assert found is not None and found.reference_ns == 1
+    assert found is not None
+    assert found.reference_ns == 1
     np.testing.assert_allclose(found.pixels, (0.0, 12.0), atol=1.5)
 
 
@@ -65,7 +67,8 @@ def test_other_tissue_is_not_followed_and_becomes_another_beginning() -> None:
     other = window(speckle(4), (0.0, 0.0))
     assert [motion(frame(other, k)) for k in range(2, 6)] == [None] * 4
     found = motion(frame(other, 6))
-    assert found is not None and found.reference_ns == 5
+    assert found is not None
+    assert found.reference_ns == 5
 
 
 @pytest.mark.parametrize('value', [0, 90, 255])

@@ -4,6 +4,11 @@ import numpy as np
 import pytest
 
 from hybrid_guidance.detection.xray import XrayNeedleDetector
+from hybrid_guidance.geometry.rigid import inverse, transform_points
+from hybrid_guidance.imaging.frame import Frame
+from hybrid_guidance.procedure import load_procedure
+from hybrid_guidance.simulation.anatomy import build_patient
+from hybrid_guidance.simulation.render import procedure_needle, xray_renderer
 
 from .conftest import as_frame, is_honest, pixel_errors, reported, xray_scene
 
@@ -118,3 +123,18 @@ def test_eight_bits_give_the_same_needle(detector) -> None:
 @pytest.mark.parametrize('value', [0, 1, 40000, 65535])
 def test_blank_image_has_no_needle(detector, value: int) -> None:
     assert detector(as_frame(np.full((512, 640), value, np.uint16))) is None
+
+
+def test_an_18_gauge_needle_in_a_field_of_20_cm_is_not_too_wide(detector) -> None:
+    procedure = load_procedure('femoral_vein_access')
+    renderer = xray_renderer(procedure, build_patient(procedure.region, 101, procedure.target), 101)
+    needle, pose = procedure_needle(procedure), procedure.patient_T_fluoroscopy()
+    tip = renderer.projection.pixels(transform_points(inverse(pose), needle.pose[:3, 3]))
+    detector.forget()
+    found = detector(Frame(renderer.render(pose, [needle]), 1, renderer.projection))
+    detector.forget()
+    bare = detector(Frame(renderer.render(pose), 2, renderer.projection))
+    assert found is not None
+    assert found.probability > 0.9
+    assert np.linalg.norm(found.tip - tip) < 0.6
+    assert bare is None or bare.probability < 0.5

@@ -85,7 +85,8 @@ def test_without_tissue_nothing_is_moved_and_everything_in_doubt() -> None:
     breathing, mount = Breathing(deviation=0.002), transform(translation=(0.1, 0.2, 0.3))
     tracking = 1e-8 * np.eye(6)
     found, doubt = breathing.still(10**9, mount, tracking)
-    assert np.array_equal(found, mount) and np.array_equal(doubt, tracking)
+    assert np.array_equal(found, mount)
+    assert np.array_equal(doubt, tracking)
     assert breathing.ready(10**9)
     assert breathing.rest_covariance()[0, 0] == pytest.approx(0.002**2)
 
@@ -93,7 +94,8 @@ def test_without_tissue_nothing_is_moved_and_everything_in_doubt() -> None:
 def test_a_moment_too_far_ahead_is_waited_for_and_then_in_doubt() -> None:
     breathing = watched(8.0, xrays=True)
     soon, late = round(8.0 * 1e9), round(8.4 * 1e9)
-    assert breathing.ready(soon) and not breathing.ready(late)
+    assert breathing.ready(soon)
+    assert not breathing.ready(late)
     foretold = breathing.at(soon)
     assert foretold is not None
     assert np.linalg.norm(foretold.offset - breathing.rest().offset - truth(8.0)) < 4e-4

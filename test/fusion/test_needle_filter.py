@@ -231,6 +231,20 @@ def test_a_sure_end_overrules_an_estimate_led_astray() -> None:
     assert errors[0] < bound < errors[1]
 
 
+def test_a_line_that_ends_far_off_is_another_line_and_refused() -> None:
+    """A band of fascia in line with a needle that is still outside: 35 mm lie between the ends."""
+    bench = Bench(11, speed=0.0)
+    endings = {'fluoroscopy': Ending(tip=0.98, memory=0.1, sure=True)}
+    needle_filter = NeedleFilter(CALIBRATION, endings=endings)
+    for step in range(30):
+        needle_filter.add(shortened(bench.ultrasound(0.5 + step / 30), -0.035))
+    before = needle_filter.state
+    update = needle_filter.add(bench.fluoroscopy(1.6))
+    assert not update.accepted
+    assert '35 mm before' in update.reason
+    assert needle_filter.state is before
+
+
 def test_where_a_slice_is_blind_many_images_know_no_more_than_one() -> None:
     bench, needle_filter = Bench(11, speed=0.0), NeedleFilter(CALIBRATION, STEADY)
     bench.run(needle_filter, xray=False, end=2.0)

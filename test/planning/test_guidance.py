@@ -131,3 +131,29 @@ def test_what_is_far_from_the_path_is_not_led(guidance: Guidance, depth, aside, 
     assert command.phase is Phase.HOLD
     assert np.allclose(command.pose, far.pose)
     assert 'check that this is the needle' in command.words
+
+
+def test_what_no_image_has_shown_since_it_was_corrected_is_not_corrected_again(
+        guidance: Guidance) -> None:
+    """X-ray at 1.0 s, ultrasound after it; each is told of 0.2 s later."""
+    def told(seconds: float, sigma: float) -> float:
+        covariance = np.eye(6) * 1e-8
+        covariance[0, 0] = sigma**2
+        seen = NeedleEstimate(perturbed(PATH.pose_at(0.02), np.array([0.0005, 0, 0, 0, 0, 0])),
+                              covariance)
+        command = guidance.by_image(seen, int(seconds * 1e9), int((seconds + 0.2) * 1e9))
+        return float(command.pose[0, 3] - seen.tip[0])
+    assert told(1.00, 3e-4) == pytest.approx(-0.0005)
+    # Images taken before the hand could move.
+    assert told(1.10, 3.5e-4) == pytest.approx(-0.0005)
+    # It has moved; only the doubt has grown.
+    assert told(1.30, 4e-4) == told(1.60, 5e-4) == pytest.approx(0.0, abs=1e-9)
+    # The next X-ray.
+    assert told(1.70, 3e-4) == pytest.approx(-0.0005)
+
+
+def test_what_every_image_shows_is_corrected_in_every_image(guidance: Guidance) -> None:
+    off = needle(0.02, (0.0005, 0, 0, 0, 0, 0), blind=(0.0, 1.0, 0.0))
+    for k in range(1, 6):
+        command = guidance.by_image(off, k * 10**8, k * 10**8 + 2 * 10**8)
+        assert command.pose[0, 3] == pytest.approx(0.0, abs=1e-9)

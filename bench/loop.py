@@ -28,7 +28,7 @@ from hybrid_guidance.detection.lift import lift, lift_shift
 from hybrid_guidance.detection.tissue import TissueMotion, xray_tissue
 from hybrid_guidance.detection.ultrasound import UltrasoundNeedleDetector
 from hybrid_guidance.detection.xray import XrayNeedleDetector
-from hybrid_guidance.fusion.advice import advise
+from hybrid_guidance.fusion.advice import Limits, advise
 from hybrid_guidance.fusion.breathing import Breathing, TissueSight
 from hybrid_guidance.fusion.frame_tree import (
     FrameTree,
@@ -279,6 +279,10 @@ class Seen:
             self.publish(f'{observation.source} filter', alone.state.stamp_ns, self.in_patient(
                 self.alone[observation.source].filter.estimate(alone.state)))
 
+    def asked(self, stamp: int, pose) -> None:
+        """Take where the needle is asked to go, in ``patient``."""
+        self.fusion.ask(stamp, self.calibrations['patient'].transform @ pose)
+
     def shown(self, stamp: int):
         """Return ``patient_T_needle`` as it is displayed of that moment."""
         return self.frames.lookup('patient', 'needle_tip', stamp)
@@ -340,6 +344,7 @@ class Led:
 
     def _lead(self, command, stamp: int) -> None:
         self.words, self._command = command.words, (command.pose, stamp)
+        self.seen.asked(stamp, command.pose)
         self._told = self.theatre.clock.now
         self.obey()
 
@@ -474,8 +479,13 @@ class Run:
             self.score.alone(name, stamp, needle)
 
     def _advise(self) -> None:
-        self._advised = advise(self.seen.fusion, self.clock.now, 'fluoroscopy',
-                               self.seen.parameters.exposure_limit).expose
+        known, needle = self.seen.parameters, self.led.needle
+        near = needle and self.led.clearance.nearest(needle.tip, needle.covariance)
+        danger = None if not near or near.point is None else (
+            self.seen.calibrations['patient'].transform[:3, :3] @ (near.point - needle.tip))
+        self._advised = advise(self.seen.fusion, self.clock.now, 'fluoroscopy', Limits(
+            known.exposure_limit, risk=known.exposure_risk, unchecked=known.unchecked),
+            danger).expose
 
     def _operate(self) -> None:
         """Expose, and watch whether the needle stays at the target."""

@@ -1,15 +1,39 @@
 """Whether the next X-ray is worth its dose."""
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from hybrid_guidance.fusion.needle_filter import State
 from hybrid_guidance.fusion.needle_fusion import NeedleFusion
+from hybrid_guidance.geometry.covariance import distance_deviation
 from hybrid_guidance.geometry.needle import NeedleEstimate
 from hybrid_guidance.geometry.rigid import pose_along
+from hybrid_guidance.geometry.types import Points
 
 CONTRADICTED_NS = 2_000_000_000
 """After an X-ray that contradicts ultrasound, another one so soon would show the same."""
+
+UNDERWAY_NS = 500_000_000
+"""How late an image may arrive and still tell what the needle does now."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When an exposure is worth its dose.
+
+    Attributes:
+        tip: m, root mean square error of the tip that is good enough.
+        gain: share by which an exposure must lessen that error.
+        risk: probability of touching what must not be touched that is low enough.
+        unchecked: m, how far the needle may go in beyond where an X-ray has shown it.
+    """
+
+    tip: float = 0.0012
+    gain: float = 0.2
+    risk: float = 0.01
+    unchecked: float = 0.015
 
 
 @dataclass(frozen=True)
@@ -18,49 +42,87 @@ class Advice:
 
     Attributes:
         expose: whether it is worth its dose.
+        reason: in words.
         now: m, root mean square error expected of the tip as it is known now.
         after: m, the same after one more exposure; NaN where there was none to go by.
-        reason: in words.
+        risk_now: probability that the tip touches the nearest structure; NaN if none is known.
+        risk_after: the same after one more exposure, at the same place.
     """
 
     expose: bool
-    now: float
-    after: float
     reason: str
+    now: float = math.nan
+    after: float = math.nan
+    risk_now: float = math.nan
+    risk_after: float = math.nan
 
 
-def advise(fusion: NeedleFusion, stamp_ns: int, source: str, limit: float,
-           gain: float = 0.2) -> Advice:
-    """Compare the tip's uncertainty now with that after another X-ray like the last one.
+def advise(fusion: NeedleFusion, stamp_ns: int, source: str, limits: Limits | None = None,
+           danger: Points | None = None, dose: float = math.nan) -> Advice:
+    """Compare what is known of the tip now with what would be after an X-ray like the last one.
 
     Args:
         fusion: what is known.
         stamp_ns: now.
         source: name of the X-ray among the filter's sources.
-        limit: m, error of the tip that is good enough.
-        gain: share by which an exposure must lessen the error to be worth it.
+        limits: when it is worth its dose.
+        danger: (3,) m, from the tip to what it must not touch, in the filter's axes.
+        dose: Gy, air kerma of one exposure.
     """
-    needle_filter, last = fusion.filter, fusion.last(source)
-    state = needle_filter.predict(stamp_ns)
+    limits = limits or Limits()
+    # Pictures that were taken are still on their way: they, not an X-ray, tell of the last moment.
+    stamp_ns = max(stamp_ns - UNDERWAY_NS, min(stamp_ns, fusion.latest_ns))
+    state, last = fusion.filter.predict(stamp_ns), fusion.last(source)
     if state is None or not fusion.found:
-        return Advice(False, float('nan'), float('nan'), 'no needle to look for yet')
-    now = _deviation(needle_filter.estimate(state))
+        return Advice(False, 'no needle to look for yet')
+    needle = fusion.filter.estimate(state)
+    now, risk = _deviation(needle), _risk(needle, danger)
     if fusion.refused(source, stamp_ns - CONTRADICTED_NS):
-        return Advice(False, now, float('nan'), (
-            'not worth it: the last X-ray contradicts ultrasound; see which of them is right'))
+        return Advice(False, 'not worth it: the last X-ray contradicts ultrasound; see which of '
+                      'them is right', now, risk_now=risk)
     if last is None:
-        return Advice(True, now, float('nan'), 'expose: no X-ray has shown the needle yet')
+        return Advice(True, 'expose: no X-ray has shown the needle yet', now, risk_now=risk)
     # As the last one, but of where the needle is by now.
     again = replace(last, stamp_ns=stamp_ns, needle=replace(
         last.needle, pose=pose_along(state.tip, last.needle.direction)))
-    after = _deviation(needle_filter.estimate(needle_filter.expect(again)))
+    seen = fusion.filter.estimate(fusion.filter.expect(again))
+    expose, reason = _judge(limits, (now, _deviation(seen)), (risk, _risk(seen, danger)),
+                            _beyond(fusion, source, state))
+    price = '' if math.isnan(dose) else f', for {dose * 1e6:.1f} µGy'
+    return Advice(expose, f'{reason}{price}', now, _deviation(seen), risk, _risk(seen, danger))
+
+
+def _judge(limits: Limits, errors: tuple[float, float], risks: tuple[float, float],
+           beyond: float) -> tuple[bool, str]:
+    """Return whether to expose, and why, from error and risk (now, after)."""
+    (now, after), (risk, risk_after) = errors, risks
     words = f'the tip is known to {now * 1e3:.1f} mm, after an exposure to {after * 1e3:.1f} mm'
-    if now < limit:
-        return Advice(False, now, after, f'not worth it: {words}')
-    if after > (1.0 - gain) * now:
-        return Advice(False, now, after, f'not worth it, little would change: {words}')
-    return Advice(True, now, after, f'expose: {words}')
+    if beyond > limits.unchecked:
+        return True, f'expose: {beyond * 1e3:.0f} mm deeper than the last X-ray has shown; {words}'
+    if risk > limits.risk and risk_after < 0.5 * risk:
+        return True, (f'expose: {risk:.0%} risk of touching what must not be touched, after an '
+                      f'exposure {risk_after:.1%}; {words}')
+    if now < limits.tip:
+        return False, f'not worth it: {words}'
+    if after > (1.0 - limits.gain) * now:
+        return False, f'not worth it, little would change: {words}'
+    return True, f'expose: {words}'
+
+
+def _beyond(fusion: NeedleFusion, source: str, state: State) -> float:
+    """Return how much deeper the tip is than where a source showed it last, m."""
+    shown = fusion.last_tip(source)
+    return 0.0 if shown is None else float((state.tip - shown) @ state.direction)
 
 
 def _deviation(needle: NeedleEstimate) -> float:
     return float(np.sqrt(np.trace(needle.covariance[:3, :3])))
+
+
+def _risk(needle: NeedleEstimate, danger: Points | None) -> float:
+    """Return the probability that the tip is as far along ``danger`` as that is long."""
+    if danger is None:
+        return math.nan
+    distance = float(np.linalg.norm(danger))
+    sigma = distance_deviation(needle.covariance, danger / max(distance, 1e-9))
+    return 0.5 * math.erfc(distance / max(sigma, 1e-9) / math.sqrt(2.0))

@@ -17,6 +17,7 @@ association, Bar-Shalom and Fortmann 1988, with a memory per sensor).
 
 import math
 from bisect import bisect_right
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -63,6 +64,10 @@ class Motion:
         slip: m/√s, along the shaft, beside the speed.
         direction: rad/√s.
         speed: m/s/√s, insertion speed.
+        led: share of ``tip`` and ``direction`` that is left while the needle is led.
+        obey: m/s, how fast a needle that is led goes sideways where it is asked to.
+        turn: rad/s, how fast it turns where it is asked to.
+        linger: s, for how long it may go on to where it was asked to.
         pause: s, after which an unseen needle is thought to have stopped.
         calibration: share of the calibration's deviation that may drift in one second.
         blind: s, for which a needle keeps its place where the sensor is blind.
@@ -72,9 +77,28 @@ class Motion:
     slip: float = 0.0003
     direction: float = 0.02
     speed: float = 0.010
+    led: float = 0.25
+    obey: float = 0.006
+    turn: float = 0.10
+    linger: float = 0.6
     pause: float = 0.25
     calibration: float = 0.02
     blind: float = 2.0
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a hand or a robot was asked to do: it may have done it, or not.
+
+    Attributes:
+        stamp_ns: of the estimate that it was asked to change.
+        shift: (3,) m, where to bring the tip, sideways.
+        turn: (3,) change of the unit direction.
+    """
+
+    stamp_ns: int
+    shift: Array
+    turn: Array
 
 
 @dataclass(frozen=True)
@@ -169,6 +193,23 @@ class NeedleFilter:
         self._gate = gate
         self._horizon_ns = int(horizon_s * 1e9)
         self._log: list[_Entry] = []
+        self._asked: deque[Asked] = deque(maxlen=64)
+
+    def ask(self, stamp_ns: int, pose: Transform) -> None:
+        """Take where whoever holds the needle is asked to bring it.
+
+        A sensor that is blind sideways does not show whether it was done; until another does,
+        both must be thought possible.
+
+        Args:
+            stamp_ns: of the estimate that this comes of.
+            pose: (4, 4) of the needle, in the filter's frame.
+        """
+        state = self.predict(stamp_ns)
+        if state is not None:
+            way, along = pose[:3, 3] - state.tip, state.direction
+            self._asked.append(Asked(stamp_ns, way - (way @ along) * along,
+                                     pose[:3, 2] - along))
 
     @property
     def state(self) -> State | None:
@@ -272,12 +313,27 @@ class NeedleFilter:
         step[TIP, 3], step[TIP, 4] = dt * state.speed * first, dt * state.speed * second
         step[TIP, SPEED], step[SPEED, SPEED] = dt * along, slowed
         covariance = step @ state.covariance @ step.T
+        asked = self._asked_of(state.stamp_ns, stamp_ns)
+        free = motion.led**2 if asked else 1.0
         diagonal = covariance.reshape(-1)[::self._size + 1]
         diagonal += abs(dt) * self._noise
-        diagonal[TIP] += abs(dt) * motion.tip**2
-        covariance[TIP, TIP] += abs(dt) * (motion.slip**2 - motion.tip**2) * np.outer(along, along)
+        diagonal[DIRECTION] -= abs(dt) * (1.0 - free) * motion.direction**2
+        diagonal[TIP] += abs(dt) * free * motion.tip**2
+        covariance[TIP, TIP] += abs(dt) * (motion.slip**2 - free * motion.tip**2) * np.outer(
+            along, along)
+        if asked:
+            shift = max((item.shift for item in asked), key=_length)
+            covariance[TIP, TIP] += abs(dt) * motion.obey * _spread(shift)
+            turn = np.array([first, second]) @ max((item.turn for item in asked), key=_length)
+            covariance[DIRECTION, DIRECTION] += abs(dt) * motion.turn * _spread(turn)
         return State(stamp_ns, state.tip + dt * state.speed * along, along, slowed * state.speed,
                      state.errors, state.ends, state.seen_ns, covariance)
+
+    def _asked_of(self, begin_ns: int, end_ns: int) -> list[Asked]:
+        """Return what may have been on the way to be done between two stamps."""
+        linger = int(self._motion.linger * 1e9)
+        return [item for item in self._asked
+                if min(begin_ns, end_ns) - linger <= item.stamp_ns <= max(begin_ns, end_ns)]
 
     def _step(self, state: State, observation: Observation) -> tuple[State, Update]:
         state = self._predicted(state, observation.stamp_ns)
@@ -418,6 +474,16 @@ def _corrected(state: State, change: Array, covariance: Array) -> State:
                  state.speed + float(change[SPEED]),
                  state.errors + change[CORE:].reshape(state.errors.shape),
                  state.ends, state.seen_ns, covariance)
+
+
+def _length(vector: Array) -> float:
+    """Return the length of a vector."""
+    return math.sqrt(float(vector @ vector))
+
+
+def _spread(way: Array) -> Array:
+    """Return v vᵀ / |v|: times a speed it is the variance per second of going all of v or none."""
+    return np.outer(way, way) / max(_length(way), 1e-12)
 
 
 def _density(offset: float, variance: float) -> float:

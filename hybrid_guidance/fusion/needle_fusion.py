@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 
 from hybrid_guidance.fusion.needle_filter import NeedleFilter, Observation, Update
+from hybrid_guidance.geometry.types import Points, Transform
 
 
 @dataclass
@@ -48,6 +49,7 @@ class NeedleFusion:
         self._recover_ns = int(recover_s * 1e9)
         self._track, self._rival = _Track(make()), _Track(make())
         self._last: dict[str, Observation] = {}
+        self._last_tip: dict[str, Points] = {}
         self._refused_ns: dict[str, int] = {}
 
     @property
@@ -65,6 +67,11 @@ class NeedleFusion:
         """Whether enough observations agree, of whatever source."""
         return self._track.agreed >= self._confirm
 
+    @property
+    def latest_ns(self) -> int:
+        """When this needle was seen last; 0: never."""
+        return self._track.latest_ns
+
     def refused(self, source: str, since_ns: int) -> bool:
         """Tell whether a source has contradicted this needle since then."""
         return self._refused_ns.get(source, since_ns - 1) >= since_ns
@@ -72,6 +79,14 @@ class NeedleFusion:
     def last(self, source: str) -> Observation | None:
         """Return what a source showed last of this needle, if it was believed."""
         return self._last.get(source)
+
+    def last_tip(self, source: str) -> Points | None:
+        """Return the (3,) tip as it was known when a source showed this needle last."""
+        return self._last_tip.get(source)
+
+    def ask(self, stamp_ns: int, pose: Transform) -> None:
+        """Take where the needle is asked to go; see ``NeedleFilter.ask``."""
+        self.filter.ask(stamp_ns, pose)
 
     def add(self, observation: Observation) -> Update:
         """Take an observation; ``accepted`` only when it speaks of a confirmed needle."""
@@ -82,6 +97,8 @@ class NeedleFusion:
             self._refused_ns[observation.source] = observation.stamp_ns
             return update
         self._last[observation.source] = observation
+        if update.state is not None:
+            self._last_tip[observation.source] = update.state.tip
         self._refused_ns.pop(observation.source, None)
         return update if self.confirmed else replace(
             update, accepted=False, state=None, reason=self._open())
@@ -105,5 +122,6 @@ class NeedleFusion:
             return refused
         self._track, self._rival = rival, _Track(self._make())
         self._last.clear()
+        self._last_tip.clear()
         self._refused_ns.clear()
         return replace(update, reason='the needle was found elsewhere; the estimate starts over')

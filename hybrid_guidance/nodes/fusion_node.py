@@ -3,14 +3,13 @@
 from dataclasses import dataclass
 
 import numpy as np
-from diagnostic_msgs.msg import DiagnosticStatus
-from geometry_msgs.msg import PoseWithCovarianceStamped
+from geometry_msgs.msg import PoseStamped, PoseWithCovarianceStamped
 from sensor_msgs.msg import CameraInfo
 from std_msgs.msg import Float64
 from std_srvs.srv import Trigger
 
 from hybrid_guidance.calibration.file import Calibration, CalibrationError
-from hybrid_guidance.fusion.advice import advise
+from hybrid_guidance.fusion.advice import Limits
 from hybrid_guidance.fusion.needle_filter import Ending, Motion, NeedleFilter, Observation, State
 from hybrid_guidance.fusion.needle_fusion import NeedleFusion
 from hybrid_guidance.fusion.observe import distance_to_shaft, observe
@@ -23,13 +22,14 @@ from hybrid_guidance.parameters import parameter
 from hybrid_guidance.ros import qos, tf
 from hybrid_guidance.ros.calibration import load_calibrations
 from hybrid_guidance.ros.convert import (
-    advice_message,
+    matrix_from_pose,
     needle_from_message,
     needle_message,
     projection_from_info,
     stamp_ns,
     transform_message,
 )
+from hybrid_guidance.ros.exposure import ExposureAdviser
 from hybrid_guidance.ros.health import ERROR
 from hybrid_guidance.ros.node import GuidanceNode, run
 from hybrid_guidance.ros.registering import PatientRegistration, RegisteringParameters
@@ -73,6 +73,10 @@ class FusionParameters(RegisteringParameters):
         meaning='of a place in a breath that no image has shown; 0: nobody breathes')
     exposure_limit: float = parameter(0.0012, low=0.0001, high=0.1, unit='m', meaning=(
         'tip error above which fusion/exposure_advice says expose, if that would help'))
+    exposure_risk: float = parameter(0.01, low=0.0, high=1.0, meaning=(
+        'probability of touching what must not be touched, above which it does'))
+    unchecked: float = parameter(0.015, low=0.001, high=1.0, unit='m', meaning=(
+        'how much deeper than an X-ray has shown it the needle may be before it does'))
 
 
 class FusionNode(GuidanceNode[FusionParameters]):
@@ -85,7 +89,9 @@ class FusionNode(GuidanceNode[FusionParameters]):
         publish = self.create_publisher
         self._pose = publish(PoseWithCovarianceStamped, 'needle/pose', qos.OBSERVATION)
         self._consistency = publish(Float64, 'fusion/consistency', qos.OBSERVATION)
-        self._advice = publish(DiagnosticStatus, 'fusion/exposure_advice', qos.OBSERVATION)
+        self._exposure = ExposureAdviser(self, 'fluoroscopy', lambda: Limits(
+            self.parameters.exposure_limit, risk=self.parameters.exposure_risk,
+            unchecked=self.parameters.unchecked))
         self._calibrations: dict[str, Calibration] = {}
         self._fusion = NeedleFusion(lambda: NeedleFilter({}))
         self._tissue = TissueWatch(self, SENSORS, lambda name: self._calibrations.get(
@@ -102,6 +108,7 @@ class FusionNode(GuidanceNode[FusionParameters]):
                                      qos.OBSERVATION)
         self.create_subscription(CameraInfo, 'fluoroscopy/camera_info', self._on_info,
                                  qos.CAMERA_INFO)
+        self.create_subscription(PoseStamped, 'plan/needle_pose', self._on_asked, qos.COMMAND)
         self.create_service(Trigger, 'fusion/reload_calibration', self._on_reload)
         self._register = PatientRegistration(self, self._static, lambda: self._calibrations)
         self.create_timer(0.1, self._watch)
@@ -161,6 +168,14 @@ class FusionNode(GuidanceNode[FusionParameters]):
                 self._tissue.world_T_patient(registration.transform, stamp)))
         self._waiting.work()
 
+    def _on_asked(self, message: PoseStamped) -> None:
+        """Reckon with a needle that goes where the plan asks it to."""
+        registration = self._calibrations.get(message.header.frame_id)
+        if registration is not None:
+            self._fusion.ask(stamp_ns(message.header.stamp),
+                             self._tissue.breathing.registered(registration.transform)
+                             @ matrix_from_pose(message.pose))
+
     def _fuse(self, seen: tuple[str, int, NeedleEstimate], world_T_mount: Transform) -> None:
         name, stamp, needle = seen
         mount_T_sensor = self._calibrations[SENSORS[name]].transform
@@ -215,9 +230,7 @@ class FusionNode(GuidanceNode[FusionParameters]):
         doubt = self._tissue.describe(now)
         self.health.set('breathing', not doubt, doubt)
         self.health.set('tf', not self.listener.refused, '; '.join(self.listener.refused.values()))
-        if self._advice.get_subscription_count():
-            self._advice.publish(advice_message(advise(
-                self._fusion, now, 'fluoroscopy', self.parameters.exposure_limit)))
+        self._exposure.publish(self._fusion)
 
 
 def main() -> None:

@@ -316,4 +316,6 @@ def advice_message(advice: Advice) -> DiagnosticStatus:
         level=DiagnosticStatus.WARN if advice.expose else DiagnosticStatus.OK,
         name='exposure', message=advice.reason, values=[
             KeyValue(key='tip error now, m', value=f'{advice.now:.6f}'),
-            KeyValue(key='tip error after, m', value=f'{advice.after:.6f}')])
+            KeyValue(key='tip error after, m', value=f'{advice.after:.6f}'),
+            KeyValue(key='risk now', value=f'{advice.risk_now:.4f}'),
+            KeyValue(key='risk after', value=f'{advice.risk_after:.4f}')])

@@ -10,6 +10,7 @@ from hybrid_guidance.geometry.needle import NeedleEstimate
 from hybrid_guidance.geometry.rigid import (
     angle_between,
     inverse,
+    perpendiculars,
     perturbed,
     pose_along,
     transform,
@@ -264,3 +265,49 @@ def test_rotating_the_world_rotates_the_answer() -> None:
             turn @ item.needle.pose, rotate(turn, item.needle.covariance)), turn @ SLICE))
     assert np.allclose(transform_points(turn, plain.state.tip), turned.state.tip, atol=1e-9)
     assert np.allclose(turn[:3, :3] @ plain.state.direction, turned.state.direction, atol=1e-9)
+
+
+def blind_deviation(needle_filter: NeedleFilter, stamp_ns: int, axis: np.ndarray) -> float:
+    """Return σ of the tip along an axis, m."""
+    covariance = needle_filter.estimate(needle_filter.predict(stamp_ns)).covariance
+    return float(axis @ covariance[:3, :3] @ axis) ** 0.5
+
+
+def test_a_needle_led_straight_on_wanders_less_than_one_that_nobody_leads() -> None:
+    free, led = (NeedleFilter(CALIBRATION) for _ in range(2))
+    for needle_filter in (free, led):
+        Bench(3).run(needle_filter, end=2.0)
+    stamp = led.state.stamp_ns
+    led.ask(stamp, led.estimate(led.state).pose)
+    across = np.array(perpendiculars(led.state.direction))[0]
+    later = stamp + 500_000_000
+    grown = [blind_deviation(needle_filter, later, across) ** 2
+             - blind_deviation(needle_filter, stamp, across) ** 2 for needle_filter in (free, led)]
+    assert grown[1] < 0.25 * grown[0]
+
+
+def test_a_needle_asked_aside_may_have_gone_all_the_way_or_not_at_all() -> None:
+    """A hand of 6 mm/s is asked 2 mm aside: a third of a second later σ holds both."""
+    needle_filter = NeedleFilter(CALIBRATION)
+    Bench(3).run(needle_filter, end=2.0)
+    state = needle_filter.state
+    across, other = perpendiculars(state.direction)
+    told = needle_filter.estimate(state).pose
+    told[:3, 3] += 0.002 * across
+    needle_filter.ask(state.stamp_ns, told)
+    later = state.stamp_ns + 333_000_000
+    assert 0.0017 < blind_deviation(needle_filter, later, across) < 0.0025
+    assert blind_deviation(needle_filter, later, other) < 0.001
+    assert np.allclose(needle_filter.predict(later).tip, state.tip + 0.333 * state.speed
+                       * state.direction, atol=1e-6)
+
+
+def test_what_was_asked_long_ago_leads_no_more() -> None:
+    needle_filter, free = NeedleFilter(CALIBRATION), NeedleFilter(CALIBRATION)
+    for each in (needle_filter, free):
+        Bench(3).run(each, end=2.0)
+    stamp = needle_filter.state.stamp_ns
+    needle_filter.ask(stamp - 1_500_000_000, needle_filter.estimate(needle_filter.state).pose)
+    across = perpendiculars(free.state.direction)[0]
+    assert blind_deviation(needle_filter, stamp + 10**9, across) == pytest.approx(
+        blind_deviation(free, stamp + 10**9, across))

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 from diagnostic_msgs.msg import DiagnosticStatus
-from geometry_msgs.msg import PoseWithCovarianceStamped
+from geometry_msgs.msg import PointStamped, PoseStamped, PoseWithCovarianceStamped
 from rclpy.parameter import Parameter
+from std_msgs.msg import Float64
 from std_srvs.srv import Trigger
 
 from hybrid_guidance.geometry.needle import NeedleEstimate
@@ -11,7 +12,15 @@ from hybrid_guidance.nodes.fusion_node import SENSORS, FusionNode
 from hybrid_guidance.procedure import load_procedure
 from hybrid_guidance.ros import qos, tf
 from hybrid_guidance.ros.calibration import load_calibrations
-from hybrid_guidance.ros.convert import needle_from_message, needle_message, transform_message
+from hybrid_guidance.ros.convert import (
+    header,
+    needle_from_message,
+    needle_message,
+    point_message,
+    pose_stamped,
+    stamp_ns,
+    transform_message,
+)
 
 PROCEDURE = load_procedure('lumbar_facet_injection')
 NEEDLE = pose_along(PROCEDURE.target, PROCEDURE.target - PROCEDURE.entry)
@@ -96,6 +105,49 @@ def test_exposure_is_advised_when_ultrasound_alone_shows_a_needle(stage: Stage) 
         stage.see('ultrasound')
     stage.peer.spin(lambda: stage.advice[-1].level == DiagnosticStatus.WARN)
     assert 'no X-ray' in stage.advice[-1].message
+
+
+def test_advice_names_the_dose_and_the_risk_of_touching_what_is_near(stage: Stage) -> None:
+    node = stage.peer.node
+    kerma = node.create_publisher(Float64, 'fluoroscopy/air_kerma', qos.STATE)
+    nearest = node.create_publisher(PointStamped, 'plan/nearest_structure', qos.OBSERVATION)
+    stage.peer.spin(lambda: kerma.get_subscription_count() and nearest.get_subscription_count())
+    for gray in (1.0e-5, 2.2e-5):
+        kerma.publish(Float64(data=gray))
+        stage.peer.spin_for(0.1)
+    for _ in range(6):
+        stage.see('ultrasound')
+    stage.see('fluoroscopy')
+    stage.peer.spin(lambda: len(stage.poses) > 0)
+    for _ in range(3):
+        stage.see('ultrasound')
+        # Across the slice, where ultrasound is blind, 0.3 mm away.
+        across = NEEDLE[:3, :3].T @ SIGHT['ultrasound'][:3, 2]
+        nearest.publish(PointStamped(header=header('needle_tip', stamp_ns(
+            stage.poses[-1].header.stamp)), point=point_message(0.3e-3 * across)))
+    stage.peer.spin(lambda: 'for 12.0 µGy' in stage.advice[-1].message and float({
+        item.key: item.value for item in stage.advice[-1].values}['risk now']) > 0.05)
+
+
+def test_needle_asked_aside_is_less_sure_until_it_is_seen(stage: Stage) -> None:
+    told = stage.peer.node.create_publisher(PoseStamped, 'plan/needle_pose', qos.COMMAND)
+    stage.peer.spin(lambda: told.get_subscription_count())
+    for _ in range(6):
+        stage.see('ultrasound')
+    stage.see('fluoroscopy')
+    stage.see('ultrasound')
+    stage.peer.spin(lambda: len(stage.poses) >= 2)
+
+    def across() -> float:
+        axis = SIGHT['ultrasound'][:3, 2]
+        return float(axis @ needle_from_message(stage.poses[-1]).covariance[:3, :3] @ axis)**0.5
+    before = across()
+    pose = NEEDLE.copy()
+    pose[:3, 3] += 0.003 * SIGHT['ultrasound'][:3, 2]
+    told.publish(pose_stamped(pose, 'patient', stamp_ns(stage.poses[-1].header.stamp)))
+    stage.peer.spin_for(0.3)
+    stage.see('ultrasound')
+    stage.peer.spin(lambda: across() > 1.5 * before)
 
 
 def test_needle_in_a_wrong_frame_is_refused_in_words_and_the_node_lives(stage: Stage) -> None:

@@ -1,0 +1,129 @@
+"""Whether an exposure is worth its dose: what it would tell, against what is known already."""
+
+import numpy as np
+import pytest
+
+from hybrid_guidance.fusion.advice import Advice, Limits, advise
+from hybrid_guidance.fusion.needle_filter import Ending, NeedleFilter, Observation
+from hybrid_guidance.fusion.needle_fusion import NeedleFusion
+from hybrid_guidance.geometry.needle import NeedleEstimate
+from hybrid_guidance.geometry.rigid import pose_along
+
+CALIBRATION = {'ultrasound': np.diag([0.2e-3**2] * 3 + [0.001**2] * 3),
+               'fluoroscopy': np.diag([0.2e-3**2] * 3 + [0.0003**2] * 3)}
+HERE, DIRECTION = np.array([0.0, 0.0, 0.04]), np.array([0.0, 0.6, 0.8])
+
+
+def ultrasound(time: float, tip: np.ndarray) -> Observation:
+    """In a slice across x; known to 0.2 mm in it."""
+    covariance = np.diag([1.2e-3**2, 0.2e-3**2, 0.2e-3**2, 0.01**2, 0.1**2, 0.1**2])
+    return Observation('ultrasound', int(time * 1e9), NeedleEstimate(
+        pose_along(tip, DIRECTION), covariance), np.eye(4))
+
+
+def fluoroscopy(time: float, tip: np.ndarray = HERE) -> Observation:
+    """Along y, so that it sees x and the depth."""
+    covariance = np.diag([0.1e-3**2, 0.5**2, 0.1e-3**2, 1.6**2, 0.002**2, 1.6**2])
+    return Observation('fluoroscopy', int(time * 1e9), NeedleEstimate(
+        pose_along(tip, np.array([0.0, 0.0, 1.0])), covariance), np.eye(4))
+
+
+@pytest.fixture
+def fusion() -> NeedleFusion:
+    endings = {'fluoroscopy': Ending(tip=0.98, memory=0.1, sure=True)}
+    return NeedleFusion(lambda: NeedleFilter(CALIBRATION, endings=endings))
+
+
+def see(fusion: NeedleFusion, begin: float, end: float, speed: float = 0.0) -> None:
+    """Show the needle in ultrasound, going in at some m/s."""
+    for time in np.arange(begin, end, 1 / 30):
+        fusion.add(ultrasound(time, HERE + speed * (time - begin) * DIRECTION))
+
+
+def ask(fusion: NeedleFusion, time: float, **limits: float) -> Advice:
+    return advise(fusion, int(time * 1e9), 'fluoroscopy', Limits(**limits))
+
+
+def test_an_exposure_is_advised_before_the_first_xray_and_not_right_after_one(
+        fusion: NeedleFusion) -> None:
+    assert not ask(fusion, 1.0).expose
+    see(fusion, 1.0, 2.0)
+    assert ask(fusion, 2.0).expose
+    fusion.add(fluoroscopy(2.0))
+    assert not ask(fusion, 2.0).expose
+    see(fusion, 2.01, 8.0)
+    assert ask(fusion, 8.0).expose
+
+
+def test_the_advice_foretells_what_the_exposure_does(fusion: NeedleFusion) -> None:
+    see(fusion, 1.0, 2.0)
+    fusion.add(fluoroscopy(2.0))
+    see(fusion, 2.01, 6.0)
+    time = fusion.latest_ns * 1e-9
+    told = ask(fusion, time, tip=0.0005)
+    fusion.add(fluoroscopy(time, fusion.filter.state.tip))
+    after = np.trace(fusion.filter.estimate(fusion.filter.state).covariance[:3, :3])**0.5
+    assert told.after == pytest.approx(after, rel=0.02)
+    assert told.after < told.now
+
+
+def test_an_exposure_that_would_change_little_is_not_worth_it(fusion: NeedleFusion) -> None:
+    see(fusion, 1.0, 2.0)
+    fusion.add(fluoroscopy(2.0))
+    advice = ask(fusion, 2.0, tip=1e-5)
+    assert not advice.expose
+    assert 'little would change' in advice.reason
+
+
+def test_what_late_ultrasound_will_tell_by_itself_needs_no_exposure(fusion: NeedleFusion) -> None:
+    """A scanner 0.3 s late: the last moment is open, and its images are on their way."""
+    see(fusion, 1.0, 2.0, speed=0.01)
+    fusion.add(fluoroscopy(1.98, HERE + 0.0098 * DIRECTION))
+    at_once = ask(fusion, fusion.latest_ns * 1e-9, tip=0.0)
+    late = ask(fusion, fusion.latest_ns * 1e-9 + 0.3, tip=0.0)
+    assert late.now == pytest.approx(at_once.now, rel=1e-6)
+    lost = ask(fusion, fusion.latest_ns * 1e-9 + 2.0, tip=0.0)
+    assert lost.now > 2.0 * at_once.now
+
+
+def test_a_needle_deeper_than_an_xray_has_shown_is_to_be_checked(fusion: NeedleFusion) -> None:
+    see(fusion, 1.0, 1.5)
+    fusion.add(fluoroscopy(1.5))
+    see(fusion, 1.5, 3.5, speed=0.008)
+    assert not ask(fusion, 3.5, tip=1.0, unchecked=0.018).expose
+    advice = ask(fusion, 3.5, tip=1.0, unchecked=0.014)
+    assert advice.expose
+    assert '16 mm deeper' in advice.reason
+    fusion.add(fluoroscopy(3.5, HERE + 0.016 * DIRECTION))
+    assert not ask(fusion, 3.5, tip=1.0, unchecked=0.014).expose
+
+
+def test_danger_across_the_slice_is_worth_an_exposure_and_in_it_is_not(
+        fusion: NeedleFusion) -> None:
+    """Ultrasound is blind across its slice: that way a structure could be touched unseen."""
+    see(fusion, 1.0, 2.0)
+    fusion.add(fluoroscopy(2.0))
+    see(fusion, 2.01, 6.0)
+    now = fusion.latest_ns
+    across, within = np.array([0.002, 0.0, 0.0]), np.array([0.0, 0.0, 0.002])
+    limits = Limits(tip=1.0)
+    advice = advise(fusion, now, 'fluoroscopy', limits, across, 12e-6)
+    assert advice.expose
+    assert advice.risk_after < 0.5 * advice.risk_now
+    assert 'risk' in advice.reason
+    assert '12.0 µGy' in advice.reason
+    safe = advise(fusion, now, 'fluoroscopy', limits, within)
+    assert not safe.expose
+    assert safe.risk_now < limits.risk
+
+
+def test_the_risk_is_the_share_of_needles_that_touch(fusion: NeedleFusion) -> None:
+    """Against draws from the published covariance."""
+    see(fusion, 1.0, 2.0)
+    danger = np.array([0.001, 0.0, 0.0004])
+    needle = fusion.filter.estimate(fusion.filter.state)
+    tips = np.random.default_rng(5).multivariate_normal(
+        np.zeros(3), needle.covariance[:3, :3], 200_000)
+    length = np.linalg.norm(danger)
+    told = advise(fusion, fusion.latest_ns, 'fluoroscopy', danger=danger)
+    assert told.risk_now == pytest.approx(np.mean(tips @ danger / length > length), abs=0.003)

@@ -281,7 +281,8 @@ class Seen:
 
     def asked(self, stamp: int, pose) -> None:
         """Take where the needle is asked to go, in ``patient``."""
-        self.fusion.ask(stamp, self.calibrations['patient'].transform @ pose)
+        registered = self.breathing.registered(self.calibrations['patient'].transform)
+        self.fusion.ask(stamp, registered @ pose)
 
     def shown(self, stamp: int):
         """Return ``patient_T_needle`` as it is displayed of that moment."""

@@ -34,6 +34,9 @@ ROLL_VARIANCE = np.pi**2 / 3.0
 """rad²: of a uniform roll; a straight shaft looks the same from every side."""
 
 TIP, DIRECTION, SPEED, CORE = slice(0, 3), slice(3, 5), 5, 6
+_AGAINST = -0.3
+"""Cosine between two directions below which they point to opposite ends of a line."""
+
 OVERRULED = 3.0
 """σ along the shaft beyond which a sure end shows that the estimate was led astray."""
 
@@ -348,6 +351,9 @@ class NeedleFilter:
             return state, Update(False, distance, (
                 f'{np.linalg.norm(residual[:2]) * 1e3:.1f} mm beside where the needle should be, '
                 f'{distance**0.5:.1f} σ'))
+        if float(needle.direction @ state.direction) < _AGAINST:
+            return state, Update(False, distance, (
+                'in line with the needle, but it points the other way'))
         row, offset, noise_along = self._ending(state, needle, source, effect)
         stray = float(row @ state.covariance @ row) + noise_along + self._endings[source].stray**2
         if offset**2 > self._gate * stray:

@@ -13,9 +13,14 @@ class _Track:
 
     filter: NeedleFilter
     agreed: int = 0
-    sources: set[str] = field(default_factory=set)
+    shown_ns: dict[str, int] = field(default_factory=dict)
     begun_ns: int = 0
     latest_ns: int = 0
+
+    @property
+    def sources(self) -> set[str]:
+        """Which have shown it."""
+        return set(self.shown_ns)
 
     def add(self, observation: Observation) -> Update:
         update = self.filter.add(observation)
@@ -23,7 +28,8 @@ class _Track:
             self.begun_ns = self.begun_ns or observation.stamp_ns
             self.latest_ns = max(self.latest_ns, observation.stamp_ns)
             self.agreed += 1
-            self.sources.add(observation.source)
+            self.shown_ns[observation.source] = max(
+                self.shown_ns.get(observation.source, 0), observation.stamp_ns)
         return update
 
 
@@ -33,7 +39,8 @@ class NeedleFusion:
     A needle counts once ``confirm`` observations agree and every source in ``needed`` has shown
     it: fascia can look like a needle in ultrasound, a catheter can in X-ray. What it refuses
     feeds a rival; the rival takes its place when it is found as often and nothing has fitted the
-    needle meanwhile.
+    needle meanwhile, or when all sources show the rival and one of them the needle no more. (An
+    X-ray along the slice shows all that is in the slice as one line.)
 
     Args:
         make: returns an empty filter.
@@ -91,6 +98,8 @@ class NeedleFusion:
     def add(self, observation: Observation) -> Update:
         """Take an observation; ``accepted`` only when it speaks of a confirmed needle."""
         update = self._track.add(observation)
+        if update.accepted and self._rival.agreed >= self._confirm:
+            self._rival.add(observation)
         if not update.accepted:
             update = self._contradict(observation, update)
         if not update.accepted:
@@ -109,16 +118,20 @@ class NeedleFusion:
             return f'only one modality shows this needle; {missing} does not (yet)'
         return f'{self._track.agreed} of {self._confirm} observations that must agree'
 
+    def _is_better(self, rival: _Track) -> bool:
+        """Tell whether all have shown a rival, and one of them has turned to it from the needle."""
+        shown_ns = self._track.shown_ns
+        return self._needed <= rival.sources and (not self.confirmed or any(
+            rival.shown_ns[name] - shown_ns[name] > self._recover_ns for name in self._needed))
+
     def _contradict(self, observation: Observation, refused: Update) -> Update:
         rival, stamp = self._rival, observation.stamp_ns
         if rival.agreed and stamp - rival.latest_ns > self._recover_ns:
             rival = self._rival = _Track(self._make())
         update = rival.add(observation)
         unseen_ns = rival.latest_ns - max(self._track.latest_ns, rival.begun_ns)
-        # One that all have shown need not wait for one that only some have.
-        better = not self.confirmed and self._needed <= rival.sources
         if not update.accepted or rival.agreed < self._confirm or (
-                self.found and unseen_ns < self._recover_ns and not better):
+                self.found and unseen_ns < self._recover_ns and not self._is_better(rival)):
             return refused
         self._track, self._rival = rival, _Track(self._make())
         self._last.clear()

@@ -311,3 +311,15 @@ def test_what_was_asked_long_ago_leads_no_more() -> None:
     across = perpendiculars(free.state.direction)[0]
     assert blind_deviation(needle_filter, stamp + 10**9, across) == pytest.approx(
         blind_deviation(free, stamp + 10**9, across))
+
+
+def test_a_line_that_points_the_other_way_is_refused_in_words() -> None:
+    """As a line it fits; its tip would be where the hub is."""
+    needle_filter, bench = NeedleFilter(CALIBRATION), Bench(3)
+    bench.run(needle_filter, end=2.0)
+    seen = bench.ultrasound(2.02)
+    turned = pose_along(seen.needle.tip, -seen.needle.direction)
+    update = needle_filter.add(replace(seen, needle=replace(seen.needle, pose=turned)))
+    assert not update.accepted
+    assert 'the other way' in update.reason
+    assert needle_filter.add(seen).accepted

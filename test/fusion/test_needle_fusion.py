@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -102,3 +104,22 @@ def test_a_needle_takes_over_from_a_look_alike_that_no_xray_shows() -> None:
     see(fusion, 2.0, 3.0)
     assert fusion.add(fluoroscopy(3.0)).accepted
     assert np.allclose(fusion.filter.state.tip, HERE, atol=1e-3)
+
+
+def test_a_look_alike_in_line_with_the_xray_gives_way_to_the_needle_both_show() -> None:
+    """An X-ray along the slice shows all that is in the slice as one line."""
+    fusion = NeedleFusion(lambda: NeedleFilter(CALIBRATION, endings={
+        'fluoroscopy': Ending(tip=0.98, memory=0.1, sure=True)}), needed=CALIBRATION)
+    edge_on = np.diag([0.1e-3**2, 0.5**2, 0.5**2, 1.6**2, 0.002**2, 1.6**2])
+
+    def expose(time: float):
+        return fusion.add(replace(fluoroscopy(time), needle=NeedleEstimate(
+            pose_along(HERE, np.array([0.0, 0.0, 1.0])), edge_on)))
+    see(fusion, 1.0, 1.5, ELSEWHERE)
+    assert expose(1.5).accepted
+    for second in np.arange(1.5, 3.0, 0.3):
+        see(fusion, second + 0.01, second + 0.29)
+        expose(second + 0.3)
+    see(fusion, 3.31, 3.5)
+    assert fusion.confirmed
+    assert np.allclose(fusion.filter.state.tip, HERE, atol=2e-3)

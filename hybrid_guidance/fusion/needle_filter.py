@@ -37,6 +37,9 @@ TIP, DIRECTION, SPEED, CORE = slice(0, 3), slice(3, 5), 5, 6
 _AGAINST = -0.3
 """Cosine between two directions below which they point to opposite ends of a line."""
 
+FURTHEST = 0.010
+"""m: no echo of a needle runs on further than this beyond an end that is sure, whatever σ says."""
+
 OVERRULED = 3.0
 """σ along the shaft beyond which a sure end shows that the estimate was led astray."""
 
@@ -356,7 +359,8 @@ class NeedleFilter:
                 'in line with the needle, but it points the other way'))
         row, offset, noise_along = self._ending(state, needle, source, effect)
         stray = float(row @ state.covariance @ row) + noise_along + self._endings[source].stray**2
-        if offset**2 > self._gate * stray:
+        ahead = self._endings[source].sure and offset < -FURTHEST
+        if ahead or offset**2 > self._gate * stray:
             return state, Update(False, distance, (
                 f'in line with the needle, but it ends {abs(offset) * 1e3:.0f} mm '
                 f'{"beyond" if offset > 0.0 else "before"} it: another line'))

@@ -246,6 +246,17 @@ def test_a_line_that_ends_far_off_is_another_line_and_refused() -> None:
     assert needle_filter.state is before
 
 
+def test_no_doubt_of_the_speed_makes_a_line_beyond_a_sure_end_the_needle() -> None:
+    """Two echoes half a second ago: σ along the shaft is 5 mm by now, the ends 15 mm apart."""
+    bench = Bench(12, speed=0.0)
+    for endings, taken in (({'fluoroscopy': Ending(tip=0.98, memory=0.1, sure=True)}, False),
+                           ({}, True)):
+        needle_filter = NeedleFilter(CALIBRATION, endings=endings)
+        for step in range(2):
+            needle_filter.add(shortened(bench.ultrasound(0.5 + step / 30), -0.015))
+        assert needle_filter.add(bench.fluoroscopy(1.1)).accepted == taken
+
+
 def test_where_a_slice_is_blind_many_images_know_no_more_than_one() -> None:
     bench, needle_filter = Bench(11, speed=0.0), NeedleFilter(CALIBRATION, STEADY)
     bench.run(needle_filter, xray=False, end=2.0)

@@ -146,7 +146,7 @@ def test_what_is_injected_grows_to_its_volume_at_the_tip_and_goes_with_a_reset(p
 
 
 def test_doppler_is_a_second_image_in_colour_when_asked_for(peer) -> None:
-    graph = peer('ultrasound', doppler='colour', procedure='femoral_nerve_block', rate=10.0)
+    graph = peer('ultrasound', doppler='colour', procedure='femoral_nerve_block', seed=2, rate=10.0)
     shares: list[float] = []
 
     def on_doppler(image: Image) -> None:
@@ -157,7 +157,8 @@ def test_doppler_is_a_second_image_in_colour_when_asked_for(peer) -> None:
     graph.node.create_subscription(Image, 'ultrasound/doppler', on_doppler, 10)
     graph.start(UltrasoundNode)
     graph.start(PatientNode)
-    # The femoral artery at systole, which comes within a second; grey all round.
+    # The femoral artery at systole, which comes within a second (in patient 1 it runs across the
+    # beam, where there is nothing to see); grey all round.
     graph.spin(lambda: bool(shares) and max(shares) > 0.0005)
     assert max(shares) < 0.1
     assert {image.encoding for image in graph.images} == {'mono8'}

@@ -36,10 +36,9 @@ from hybrid_guidance.fusion.frame_tree import (
     FutureError,
     UnknownFrameError,
 )
-from hybrid_guidance.fusion.needle_filter import Motion, NeedleFilter
-from hybrid_guidance.fusion.needle_fusion import NeedleFusion
-from hybrid_guidance.fusion.observe import observe
-from hybrid_guidance.geometry.covariance import relative
+from hybrid_guidance.fusion.needle_filter import Motion
+from hybrid_guidance.fusion.observe import Sighting
+from hybrid_guidance.fusion.watched import WatchedFusion
 from hybrid_guidance.geometry.needle import NeedleEstimate
 from hybrid_guidance.geometry.rigid import (
     angle_between,
@@ -51,7 +50,7 @@ from hybrid_guidance.geometry.rigid import (
 )
 from hybrid_guidance.imaging.frame import Frame
 from hybrid_guidance.nodes.fluoroscopy_tracker_node import FluoroscopyTrackerParameters
-from hybrid_guidance.nodes.fusion_node import ENDINGS, SENSORS, FusionParameters
+from hybrid_guidance.nodes.fusion_node import SENSORS, FusionParameters
 from hybrid_guidance.nodes.operator_node import OperatorParameters
 from hybrid_guidance.nodes.patient_node import PatientParameters
 from hybrid_guidance.nodes.planner_node import SETTINGS, PlannerParameters
@@ -195,8 +194,10 @@ class Seen:
                            echo.threshold, {'slice_thickness': echo.slice_thickness})}
         self.frames = FrameTree()
         self.calibrations = load_calibrations('simulated')
-        self.fusion = self.filter_of(self.parameters.require_both)
-        self.alone = {name: self.filter_of(False) for name in SENSORS}
+        self.watched = self.watched_by(self.parameters.require_both)
+        self.fusion = self.watched.fusion
+        self.alone = {name: self.watched_by(False).fusion for name in SENSORS}
+        self._projections: dict = {}
         self.reasons: dict[str, str] = {}
         self._tissue = {'fluoroscopy': xray_tissue(),
                         'ultrasound': TissueMotion()}
@@ -204,13 +205,13 @@ class Seen:
         self.breathing = Breathing()
         self._waiting: deque = deque()
 
-    def filter_of(self, both: bool) -> NeedleFusion:
+    def watched_by(self, both: bool) -> WatchedFusion:
         """Return a fusion as fusion_node makes it."""
         known = self.parameters
         covariances = {name: self.calibrations[frame].covariance for name, frame in SENSORS.items()}
         motion = Motion(tip=known.tip_motion, speed=known.speed_motion)
-        return NeedleFusion(lambda: NeedleFilter(covariances, motion, ENDINGS, known.gate**2),
-                            covariances if both else (), known.confirm, known.recover)
+        return WatchedFusion(covariances, motion, known.gate, covariances if both else (),
+                             known.confirm, known.recover)
 
     def look(self, name: str, frame: Frame) -> NeedleEstimate | None:
         """Look at a picture; return the needle in it, in the sensor's frame."""
@@ -220,6 +221,11 @@ class Seen:
         if found is None or found.probability < threshold:
             return None
         needle = lift(found, frame.projection, **known)
+        if name == 'fluoroscopy':
+            self._projections[name] = frame.projection
+            self.watched.exposed(frame.stamp_ns)
+        if not self.watched.arrived(name, frame.stamp_ns, self.clock.now):
+            return None
         self._waiting.append((name, frame.stamp_ns, needle))
         self._work()
         return needle
@@ -256,16 +262,18 @@ class Seen:
                         else self.parameters.tracking_rotation)
             tracking = np.diag([self.parameters.tracking_position**2] * 3 + [rotation**2] * 3)
             if isinstance(thing, NeedleEstimate):
-                self._fuse(observe(name, stamp, thing, calibration.transform,
-                                   *self.breathing.still(stamp, mount, tracking)))
+                self._fuse(Sighting(name, stamp, thing, calibration.transform,
+                                    *self.breathing.still(stamp, mount, tracking),
+                                    calibration.covariance))
             else:
                 reference, moved, covariance = thing
                 turn = (mount @ calibration.transform)[:3, :3]
                 self.breathing.add(TissueSight(name, stamp, reference, turn @ moved,
                                                turn @ covariance @ turn.T, mount))
 
-    def _fuse(self, observation) -> None:
-        update = self.fusion.add(observation)
+    def _fuse(self, sighting: Sighting) -> None:
+        observation, projection = sighting.observation, self._projections.get(sighting.source)
+        update = self.watched.fuse(sighting, projection)
         self.reasons[observation.source] = update.reason
         if update.state is not None:
             needle = self.fusion.filter.estimate(update.state)
@@ -274,6 +282,8 @@ class Seen:
             self.frames.set('world', 'needle_tip', stamp, world_T_still(stamp) @ needle.pose)
             self.frames.set('world', 'patient', stamp, world_T_still(stamp) @ registered)
             self.publish('fused', stamp, self.in_patient(needle))
+        self.watched.judge(sighting, update, projection)
+        self.reasons['agreement'] = self.watched.report(self.clock.now).words
         alone = self.alone[observation.source].add(observation)
         if alone.state is not None:
             self.publish(f'{observation.source} filter', alone.state.stamp_ns, self.in_patient(
@@ -292,9 +302,8 @@ class Seen:
         """Take a needle from the tissue at rest to ``patient``, as it is registered."""
         registration = self.calibrations['patient']
         placed = self.breathing.registered(registration.transform)
-        return NeedleEstimate(inverse(placed) @ needle.pose, relative(
-            placed, registration.covariance + self.breathing.rest_covariance(), needle.pose,
-            needle.covariance))
+        return self.watched.in_patient(
+            needle, placed, registration.covariance + self.breathing.rest_covariance())
 
 
 class Led:

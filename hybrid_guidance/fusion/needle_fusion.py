@@ -95,6 +95,10 @@ class NeedleFusion:
         """Take where the needle is asked to go; see ``NeedleFilter.ask``."""
         self.filter.ask(stamp_ns, pose)
 
+    def restart(self) -> None:
+        """Forget the needle, because what it was made of has been found wrong."""
+        self._begin(_Track(self._make()))
+
     def add(self, observation: Observation) -> Update:
         """Take an observation; ``accepted`` only when it speaks of a confirmed needle."""
         update = self._track.add(observation)
@@ -111,6 +115,12 @@ class NeedleFusion:
         self._refused_ns.pop(observation.source, None)
         return update if self.confirmed else replace(
             update, accepted=False, state=None, reason=self._open())
+
+    def _begin(self, track: _Track) -> None:
+        self._track, self._rival = track, _Track(self._make())
+        self._last.clear()
+        self._last_tip.clear()
+        self._refused_ns.clear()
 
     def _open(self) -> str:
         missing = ', '.join(sorted(self._needed - self._track.sources))
@@ -133,8 +143,5 @@ class NeedleFusion:
         if not update.accepted or rival.agreed < self._confirm or (
                 self.found and unseen_ns < self._recover_ns and not self._is_better(rival)):
             return refused
-        self._track, self._rival = rival, _Track(self._make())
-        self._last.clear()
-        self._last_tip.clear()
-        self._refused_ns.clear()
+        self._begin(rival)
         return replace(update, reason='the needle was found elsewhere; the estimate starts over')

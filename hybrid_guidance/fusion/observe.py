@@ -1,16 +1,76 @@
-"""From a needle in a sensor's frame to an observation for the filter, and between modalities."""
+"""From a needle in a sensor's frame to an observation for the filter."""
+
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from hybrid_guidance.fusion.needle_filter import Observation
 from hybrid_guidance.geometry.covariance import compose, rotate
 from hybrid_guidance.geometry.needle import NeedleEstimate
-from hybrid_guidance.geometry.projection import Projection
-from hybrid_guidance.geometry.rigid import transform_points
+from hybrid_guidance.geometry.rigid import inverse, skew
 from hybrid_guidance.geometry.types import Array, Points, Transform
 
-_ARM = 0.01
-"""m: a second point of the shaft, to draw its line through."""
+
+@dataclass(frozen=True)
+class Sighting:
+    """A needle in one image, with all that says how surely it is where it seems to be.
+
+    Attributes:
+        source: name of the sensor.
+        stamp_ns: acquisition time.
+        needle: in the sensor's frame.
+        mount_T_sensor: (4, 4) from calibration.
+        world_T_mount: (4, 4) tracked, at the acquisition time.
+        tracking: (6, 6) covariance of one tracked pose, in world axes at the mount's origin.
+        calibration: (6, 6) covariance of ``mount_T_sensor``, in the mount's axes.
+    """
+
+    source: str
+    stamp_ns: int
+    needle: NeedleEstimate
+    mount_T_sensor: Transform
+    world_T_mount: Transform
+    tracking: Array
+    calibration: Array
+
+    @cached_property
+    def world_T_sensor(self) -> Transform:
+        """(4, 4) where the sensor was."""
+        return self.world_T_mount @ self.mount_T_sensor
+
+    @cached_property
+    def sensor_T_world(self) -> Transform:
+        """(4, 4) inverse of it."""
+        return inverse(self.world_T_sensor)
+
+    @cached_property
+    def _calibration_in_world(self) -> Array:
+        return rotate(self.world_T_mount, self.calibration)
+
+    @cached_property
+    def observation(self) -> Observation:
+        """The needle in the world; the calibration's error is a state of the filter, not noise."""
+        return observe(self.source, self.stamp_ns, self.needle, self.mount_T_sensor,
+                       self.world_T_mount, self.tracking)
+
+    def pose_error(self, point: Points) -> Array:
+        """Return the (6, 6) covariance, in the world, of a pose at a (3,) point of the world.
+
+        That is of what is fixed to the sensor: from calibration, which turns about the sensor,
+        and tracking, which turns about the mount.
+        """
+        at_sensor = lever(point - self.world_T_sensor[:3, 3])
+        at_mount = lever(point - self.world_T_mount[:3, 3])
+        return (at_sensor @ self._calibration_in_world @ at_sensor.T
+                + at_mount @ self.tracking @ at_mount.T)
+
+
+def lever(arm: Points) -> Array:
+    """Return (6, 6): how an error of a pose becomes one of a pose (3,) m away."""
+    moved = np.eye(6)
+    moved[:3, 3:] = -skew(arm)
+    return moved
 
 
 def observe(source: str, stamp_ns: int, needle: NeedleEstimate, mount_T_sensor: Transform,
@@ -30,22 +90,3 @@ def observe(source: str, stamp_ns: int, needle: NeedleEstimate, mount_T_sensor: 
                          rotate(mount_T_sensor, needle.covariance))
     return Observation(source, stamp_ns, NeedleEstimate(
         world_T_mount @ mount_T_needle, covariance, needle.probability), world_T_mount)
-
-
-def distance_to_shaft(tip: Points, sensor_T_world: Transform, needle: NeedleEstimate,
-                      projection: Projection) -> float:
-    """Return how many pixels a point lies beside a needle that another sensor saw.
-
-    The needle may have slid along itself since; across, it must still fit.
-
-    Args:
-        tip: (3,) m, in the world: the tip according to one modality.
-        sensor_T_world: (4, 4) of the other sensor, when it saw the needle.
-        needle: what the other sensor saw, in its own frame.
-        projection: of the other sensor.
-    """
-    shaft = np.stack([needle.tip, needle.tip - _ARM * needle.direction])
-    first, second = projection.pixels(shaft)
-    along = (second - first) / np.linalg.norm(second - first)
-    offset = projection.pixels(transform_points(sensor_T_world, tip)) - first
-    return float(abs(offset[0] * along[1] - offset[1] * along[0]))

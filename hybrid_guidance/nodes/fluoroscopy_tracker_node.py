@@ -1,7 +1,10 @@
-"""Finds the needle in X-ray images."""
+"""Finds the needle in X-ray images, and whether the anatomy has moved."""
 
 from dataclasses import dataclass
 
+from geometry_msgs.msg import PointStamped
+
+from hybrid_guidance.detection.anatomy import AnatomyShift
 from hybrid_guidance.detection.lift import lift
 from hybrid_guidance.detection.line import PixelNeedle
 from hybrid_guidance.detection.tissue import xray_tissue
@@ -9,6 +12,8 @@ from hybrid_guidance.detection.xray import XrayNeedleDetector
 from hybrid_guidance.geometry.needle import NeedleEstimate
 from hybrid_guidance.imaging.frame import Frame
 from hybrid_guidance.parameters import parameter
+from hybrid_guidance.ros import qos
+from hybrid_guidance.ros.agreement import shift_message
 from hybrid_guidance.ros.node import GuidanceNode, run
 from hybrid_guidance.ros.tissue import TissueTracker
 from hybrid_guidance.ros.tracker import NeedleTracker
@@ -31,7 +36,10 @@ class FluoroscopyTrackerParameters:
 
 
 class FluoroscopyTrackerNode(GuidanceNode[FluoroscopyTrackerParameters]):
-    """Publishes ``fluoroscopy/needle``: the tip on its ray, with the depth left open."""
+    """Publishes ``fluoroscopy/needle``: the tip on its ray, with the depth left open.
+
+    And ``fluoroscopy/anatomy_shift``: how far anatomy moved since the X-ray before.
+    """
 
     def __init__(self) -> None:
         super().__init__('fluoroscopy_tracker_node', FluoroscopyTrackerParameters)
@@ -40,12 +48,18 @@ class FluoroscopyTrackerNode(GuidanceNode[FluoroscopyTrackerParameters]):
             self, 'fluoroscopy', detect, self._lift, lambda: self.parameters.threshold)
         self._track_tissue = TissueTracker(
             self, 'fluoroscopy', xray_tissue(), self.parameters.depth, self.parameters.tissue_rate)
+        self._compare = AnatomyShift()
+        self._shift = self.create_publisher(
+            PointStamped, 'fluoroscopy/anatomy_shift', qos.OBSERVATION)
         self.subscribe_frames('fluoroscopy', self._on_frame)
 
     def _on_frame(self, frame: Frame, frame_id: str) -> None:
-        # The needle first: it must not wait for what is only looked at.
-        self._track_needle(frame, frame_id)
+        # The needle first: it must not wait for what is only watched.
+        needle = self._track_needle(frame, frame_id)
         self._track_tissue(frame, frame_id)
+        if frame.projection.is_calibrated:
+            shift = self._compare(frame, needle)
+            self._shift.publish(shift_message(shift, frame_id, frame.stamp_ns))
 
     def _lift(self, needle: PixelNeedle, frame: Frame) -> NeedleEstimate:
         return lift(needle, frame.projection, depth=self.parameters.depth,

@@ -1,30 +1,32 @@
 """Keeps the frames, and fuses both modalities into one needle."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
-from geometry_msgs.msg import PoseStamped, PoseWithCovarianceStamped
+from diagnostic_msgs.msg import DiagnosticStatus
+from geometry_msgs.msg import PointStamped, PoseWithCovarianceStamped
 from sensor_msgs.msg import CameraInfo
 from std_msgs.msg import Float64
 from std_srvs.srv import Trigger
 
 from hybrid_guidance.calibration.file import Calibration, CalibrationError
 from hybrid_guidance.fusion.advice import Limits
-from hybrid_guidance.fusion.needle_filter import Ending, Motion, NeedleFilter, Observation, State
-from hybrid_guidance.fusion.needle_fusion import NeedleFusion
-from hybrid_guidance.fusion.observe import distance_to_shaft, observe
-from hybrid_guidance.geometry.covariance import relative
+from hybrid_guidance.fusion.needle_filter import Motion
+from hybrid_guidance.fusion.observe import Sighting
+from hybrid_guidance.fusion.patient_shift import AnatomyMotion
+from hybrid_guidance.fusion.watched import WatchedFusion
 from hybrid_guidance.geometry.needle import NeedleEstimate
 from hybrid_guidance.geometry.projection import Projection
-from hybrid_guidance.geometry.rigid import inverse
 from hybrid_guidance.geometry.types import Transform
 from hybrid_guidance.parameters import parameter
 from hybrid_guidance.ros import qos, tf
+from hybrid_guidance.ros.agreement import listen_to_trackers, say_agreement
+from hybrid_guidance.ros.breathing_patient import SENSORS, BreathingPatient
 from hybrid_guidance.ros.calibration import load_calibrations
 from hybrid_guidance.ros.convert import (
-    matrix_from_pose,
     needle_from_message,
-    needle_message,
+    point_array,
     projection_from_info,
     stamp_ns,
     transform_message,
@@ -33,12 +35,7 @@ from hybrid_guidance.ros.exposure import ExposureAdviser
 from hybrid_guidance.ros.health import ERROR
 from hybrid_guidance.ros.node import GuidanceNode, run
 from hybrid_guidance.ros.registering import PatientRegistration, RegisteringParameters
-from hybrid_guidance.ros.tissue import TissueWatch
 from hybrid_guidance.ros.waiting import WaitingForPose
-
-SENSORS = {'fluoroscopy': 'fluoroscopy_optical_frame', 'ultrasound': 'ultrasound_image'}
-ENDINGS = {'fluoroscopy': Ending(tip=0.98, memory=0.1, sure=True), 'ultrasound': Ending()}
-"""Metal ends sharply in an X-ray; an echo ends at fascia and runs on into bone."""
 
 
 @dataclass(frozen=True)
@@ -80,35 +77,33 @@ class FusionParameters(RegisteringParameters):
 
 
 class FusionNode(GuidanceNode[FusionParameters]):
-    """Publishes the frames of the calibration, the needle's frame, and ``needle/pose``."""
+    """Publishes the frames of the calibration, the needle, and whether its images agree."""
 
     def __init__(self) -> None:
         super().__init__('fusion_node', FusionParameters)
         self._static = tf.StaticTransformBroadcaster(self)
-        self._broadcaster = tf.TransformBroadcaster(self)
-        publish = self.create_publisher
-        self._pose = publish(PoseWithCovarianceStamped, 'needle/pose', qos.OBSERVATION)
+        publish, subscribe = self.create_publisher, self.create_subscription
         self._consistency = publish(Float64, 'fusion/consistency', qos.OBSERVATION)
+        self._agreement = publish(DiagnosticStatus, 'fusion/agreement', qos.OBSERVATION)
         self._exposure = ExposureAdviser(self, 'fluoroscopy', lambda: Limits(
             self.parameters.exposure_limit, risk=self.parameters.exposure_risk,
             unchecked=self.parameters.unchecked))
         self._calibrations: dict[str, Calibration] = {}
-        self._fusion = NeedleFusion(lambda: NeedleFilter({}))
-        self._tissue = TissueWatch(self, SENSORS, lambda name: self._calibrations.get(
-            SENSORS[name]), self._on_breath)
-        self._waiting = WaitingForPose(self, self._fuse, lambda: self.parameters.wait,
-                                       lambda stamp: self._tissue.breathing.ready(stamp))
+        self._watched = WatchedFusion({})
+        self._waiting = WaitingForPose(
+            self, lambda take, pose: take(pose), lambda: self.parameters.wait,
+            lambda stamp: self._patient.tissue.breathing.ready(stamp))
+        self._patient = BreathingPatient(self, lambda: self._calibrations, lambda: self._watched,
+                                         self._waiting.work)
         self._projection: Projection | None = None
-        self._last_xray: tuple[NeedleEstimate, Transform] | None = None
         self.listen_to_frames(self._work)
         self.reload()
         for name in SENSORS:
-            self.create_subscription(PoseWithCovarianceStamped, f'{name}/needle',
-                                     lambda message, name=name: self._on_needle(name, message),
-                                     qos.OBSERVATION)
-        self.create_subscription(CameraInfo, 'fluoroscopy/camera_info', self._on_info,
-                                 qos.CAMERA_INFO)
-        self.create_subscription(PoseStamped, 'plan/needle_pose', self._on_asked, qos.COMMAND)
+            subscribe(PoseWithCovarianceStamped, f'{name}/needle',
+                      partial(self._on_needle, name), qos.OBSERVATION)
+        subscribe(CameraInfo, 'fluoroscopy/camera_info', self._on_info, qos.CAMERA_INFO)
+        subscribe(PointStamped, 'fluoroscopy/anatomy_shift', self._on_anatomy, qos.OBSERVATION)
+        listen_to_trackers(self, SENSORS, lambda: self._watched)
         self.create_service(Trigger, 'fusion/reload_calibration', self._on_reload)
         self._register = PatientRegistration(self, self._static, lambda: self._calibrations)
         self.create_timer(0.1, self._watch)
@@ -124,15 +119,14 @@ class FusionNode(GuidanceNode[FusionParameters]):
         covariances = {name: found[frame].covariance
                        for name, frame in SENSORS.items() if frame in found}
         motion = Motion(tip=self.parameters.tip_motion, speed=self.parameters.speed_motion)
-        self._fusion = NeedleFusion(
-            lambda: NeedleFilter(covariances, motion, ENDINGS, self.parameters.gate**2),
+        self._watched = WatchedFusion(
+            covariances, motion, self.parameters.gate,
             covariances if self.parameters.require_both else (),
             self.parameters.confirm, self.parameters.recover)
-        self._last_xray = None
-        self._tissue.begin(self.parameters.breathing_deviation)
-        now = self.now_ns()
-        self._static.sendTransform([transform_message(item.parent, child, now, item.transform)
-                                    for child, item in found.items()])
+        self._patient.tissue.begin(self.parameters.breathing_deviation)
+        self._static.sendTransform([
+            transform_message(item.parent, child, self.now_ns(), item.transform)
+            for child, item in found.items()])
         missing = ', '.join(sorted({*SENSORS.values(), 'patient'} - set(found)))
         self.health.set('calibration', not missing, (
             f'nothing is known of {missing}; add it to {self.parameters.calibration_file}'))
@@ -146,91 +140,64 @@ class FusionNode(GuidanceNode[FusionParameters]):
     def _on_info(self, message: CameraInfo) -> None:
         projection = projection_from_info(message)
         self._projection = projection if projection.is_calibrated else None
+        self._watched.exposed(stamp_ns(message.header.stamp))
 
     def _on_needle(self, name: str, message: PoseWithCovarianceStamped) -> None:
         frame = SENSORS[name]
         if message.header.frame_id != frame:
             raise ValueError(f'{name}/needle is in "{message.header.frame_id}", not in "{frame}"')
-        if frame in self._calibrations:
-            stamp = stamp_ns(message.header.stamp)
-            self._waiting.add(self._calibrations[frame].parent, stamp,
-                              (name, stamp, needle_from_message(message)))
+        stamp = stamp_ns(message.header.stamp)
+        if frame in self._calibrations and self._watched.arrived(name, stamp, self.now_ns()):
+            self._waiting.add(self._calibrations[frame].parent, stamp, partial(
+                self._fuse, name, stamp, needle_from_message(message)))
 
     def _work(self) -> None:
-        self._tissue.work()
+        self._patient.tissue.work()
         self._waiting.work()
 
-    def _on_breath(self, stamp: int) -> None:
-        registration = self._calibrations.get('patient')
-        if registration is not None:
-            self._broadcaster.sendTransform(transform_message(
-                'world', 'patient', stamp,
-                self._tissue.world_T_patient(registration.transform, stamp)))
-        self._waiting.work()
+    def _on_anatomy(self, message: PointStamped) -> None:
+        calibration = self._calibrations.get(SENSORS['fluoroscopy'])
+        # Where tissue is followed its movement is known, and a breath would pass for a shift.
+        if (calibration is not None and self._projection is not None
+                and not self._patient.moves):
+            motion = partial(AnatomyMotion, point_array(message.point), self._projection,
+                             calibration.transform, self._tracking('fluoroscopy'))
+            self._waiting.add(calibration.parent, stamp_ns(message.header.stamp),
+                              lambda pose: self._watched.anatomy(motion(pose)))
 
-    def _on_asked(self, message: PoseStamped) -> None:
-        """Reckon with a needle that goes where the plan asks it to."""
-        registration = self._calibrations.get(message.header.frame_id)
-        if registration is not None:
-            self._fusion.ask(stamp_ns(message.header.stamp),
-                             self._tissue.breathing.registered(registration.transform)
-                             @ matrix_from_pose(message.pose))
-
-    def _fuse(self, seen: tuple[str, int, NeedleEstimate], world_T_mount: Transform) -> None:
-        name, stamp, needle = seen
-        mount_T_sensor = self._calibrations[SENSORS[name]].transform
-        observation = observe(name, stamp, needle, mount_T_sensor, *self._tissue.breathing.still(
-            stamp, world_T_mount, self._tracking(name)))
-        update = self._fusion.add(observation)
+    def _fuse(self, name: str, stamp: int, needle: NeedleEstimate,
+              world_T_mount: Transform) -> None:
+        calibration = self._calibrations[SENSORS[name]]
+        still_T_mount, tracking = self._patient.tissue.breathing.still(
+            stamp, world_T_mount, self._tracking(name))
+        sighting = Sighting(name, stamp, needle, calibration.transform, still_T_mount, tracking,
+                            calibration.covariance)
+        projection = self._projection if name == 'fluoroscopy' else None
+        update = self._watched.fuse(sighting, projection)
         # First what guides, then what is said about it.
         if update.state is not None:
-            self._publish(update.state)
-        self._compare(name, observation, needle, world_T_mount @ mount_T_sensor)
+            self._patient.show(update.state)
+        found = self._watched.judge(sighting, update, projection)
+        if found is not None and name == 'ultrasound':
+            self._consistency.publish(Float64(data=abs(found.pixels)))
         self.health.set(f'{name} needle', update.accepted, update.reason)
-        if update.accepted and update.reason:
-            self.get_logger().warning(update.reason)
 
     def _tracking(self, name: str):  # type: ignore[no-untyped-def]
         rotation = (self.parameters.carm_rotation if name == 'fluoroscopy'
                     else self.parameters.tracking_rotation)
         return np.diag([self.parameters.tracking_position**2] * 3 + [rotation**2] * 3)
 
-    def _compare(self, name: str, observation: Observation, needle: NeedleEstimate,
-                 world_T_sensor: Transform) -> None:
-        if name == 'fluoroscopy':
-            self._last_xray = (needle, inverse(world_T_sensor))
-        elif self._last_xray is not None and self._projection is not None:
-            seen, xray_T_world = self._last_xray
-            self._consistency.publish(Float64(data=distance_to_shaft(
-                observation.needle.tip, xray_T_world, seen, self._projection)))
-
-    def _publish(self, state: State) -> None:
-        among_tissue, stamp = self._fusion.filter.estimate(state), state.stamp_ns
-        breathing, frames = self._tissue.breathing, []
-        world_T_still = breathing.world_T_still(stamp)
-        registration = self._calibrations.get('patient')
-        if registration is not None:
-            still_T_patient = breathing.registered(registration.transform)
-            patient = NeedleEstimate(
-                inverse(still_T_patient) @ among_tissue.pose, relative(
-                    still_T_patient, registration.covariance + breathing.rest_covariance(),
-                    among_tissue.pose, among_tissue.covariance))
-            self._pose.publish(needle_message(patient, 'patient', stamp))
-            frames = [transform_message('world', 'patient', stamp,
-                                        world_T_still @ still_T_patient)]
-        self._broadcaster.sendTransform([*frames, transform_message(
-            'world', 'needle_tip', stamp, world_T_still @ among_tissue.pose)])
-
     def _watch(self) -> None:
-        now, state = self.now_ns(), self._fusion.filter.state
-        seen = self._fusion.confirmed
+        now, fusion = self.now_ns(), self._watched.fusion
+        state, seen = fusion.filter.state, fusion.confirmed
         age = (now - state.stamp_ns) * 1e-9 if seen else np.inf
         self.health.set('needle', age < self.parameters.stale, (
             'not seen any more; the pose is old' if seen else 'not seen yet'))
-        doubt = self._tissue.describe(now)
-        self.health.set('breathing', not doubt, doubt)
         self.health.set('tf', not self.listener.refused, '; '.join(self.listener.refused.values()))
-        self._exposure.publish(self._fusion)
+        say_agreement(self, self._agreement, self._watched.report(now))
+        doubt = self._patient.tissue.describe(now)
+        self.health.set('breathing', not doubt, doubt)
+        self._exposure.publish(fusion)
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+from diagnostic_msgs.msg import DiagnosticStatus
 from geometry_msgs.msg import PointStamped, PoseArray, PoseWithCovarianceStamped
 from sensor_msgs.msg import Image
 from std_msgs.msg import Float64
@@ -63,6 +64,7 @@ class OverlayNode(GuidanceNode[OverlayParameters]):
         self._path: np.ndarray | None = None
         self._deviation: np.ndarray | None = None
         self._clearance: float | None = None
+        self._disagreement = ''
         self._views = [View(sensor, holds) for sensor, holds in HOLDS.items()]
         self._outlets = {sensor: self.create_publisher(Image, f'{sensor}/overlay', qos.OVERLAY)
                             for sensor in HOLDS}
@@ -74,6 +76,7 @@ class OverlayNode(GuidanceNode[OverlayParameters]):
         subscribe(PoseArray, 'plan/waypoints', self._on_path, qos.STATE)
         subscribe(PointStamped, 'plan/deviation', self._on_deviation, qos.OBSERVATION)
         subscribe(Float64, 'plan/clearance', self._on_clearance, qos.OBSERVATION)
+        subscribe(DiagnosticStatus, 'fusion/agreement', self._on_agreement, qos.OBSERVATION)
         self.create_timer(1.0 / self.parameters.rate, self._draw)
         self.create_timer(1.0 / self.parameters.plane_rate, self._show_in_space)
 
@@ -90,6 +93,10 @@ class OverlayNode(GuidanceNode[OverlayParameters]):
 
     def _on_clearance(self, message: Float64) -> None:
         self._clearance = message.data
+
+    def _on_agreement(self, message: DiagnosticStatus) -> None:
+        words = message.message if message.level == DiagnosticStatus.ERROR else ''
+        self._disagreement = words.partition('. ')[0]
 
     def _draw(self) -> None:
         in_space = self._markers.get_subscription_count() > 0
@@ -146,13 +153,14 @@ class OverlayNode(GuidanceNode[OverlayParameters]):
     def _scene(self, view: View, doubts: list[str]) -> overlay.Scene:
         now = self.now_ns()
         age = (now - view.frame.stamp_ns) * 1e-9
-        title = f'{view.sensor}   {age:.1f} s old' if age > 1.0 else view.sensor
-        lines = [title]
+        lines = [f'{view.sensor}   {age:.1f} s old' if age > 1.0 else view.sensor]
         needle = self._needle[0] if self._needle else None
         if self._needle is None:
             doubts.append('needle not seen yet')
         elif (old := (now - self._needle[1]) * 1e-9) > self.parameters.stale:
             doubts.append(f'needle not seen for {old:.1f} s')
+        if self._disagreement:
+            doubts.append(self._disagreement)
         if needle is not None and self._deviation is not None:
             sigma = self.parameters.sigmas * float(
                 np.sqrt(np.linalg.eigvalsh(needle.covariance[:3, :3])[-1]))

@@ -5,15 +5,19 @@ from collections.abc import Callable
 from geometry_msgs.msg import PoseWithCovarianceStamped
 
 from hybrid_guidance.detection.line import PixelNeedle
+from hybrid_guidance.detection.repeats import Repeats
 from hybrid_guidance.geometry.needle import NeedleEstimate
 from hybrid_guidance.imaging.frame import Frame
 from hybrid_guidance.ros import qos
 from hybrid_guidance.ros.convert import needle_message
+from hybrid_guidance.ros.health import ERROR
 from hybrid_guidance.ros.node import GuidanceNode
 
 
 class NeedleTracker:
     """Publishes the needle of each frame, when there is one and the image has a geometry.
+
+    A picture that only repeats the one before shows where the needle was, not where it is.
 
     Args:
         node: the node.
@@ -30,11 +34,13 @@ class NeedleTracker:
         self._node, self._detect, self._lift, self._threshold = node, detect, lift, threshold
         self._publisher = node.create_publisher(
             PoseWithCovarianceStamped, f'{sensor}/needle', qos.OBSERVATION)
+        self._repeats = Repeats()
         self._frames = self._needles = 0
 
-    def __call__(self, frame: Frame, frame_id: str) -> None:
-        """Look at one frame."""
-        found = self._detect(frame)
+    def __call__(self, frame: Frame, frame_id: str) -> PixelNeedle | None:
+        """Look at one frame; return the needle in it, for those who look on."""
+        repeated = self._repeats(frame)
+        found = None if repeated else self._detect(frame)
         seen = found is not None and found.probability >= self._threshold()
         calibrated = frame.projection.is_calibrated
         # First what guides, then what is said about it.
@@ -44,8 +50,11 @@ class NeedleTracker:
             self._needles += 1
         self._frames += 1
         health = self._node.health
+        words = self._repeats.words
+        health.set('picture', not words, words, ERROR)
         health.set('geometry', calibrated, (
             'the image is uncalibrated (k[0] == 0): a needle in it has no place in space'))
         health.value('frames', self._frames)
         health.value('needles', self._needles)
         health.value('probability', f'{found.probability:.3f}' if found else '0')
+        return found if seen else None

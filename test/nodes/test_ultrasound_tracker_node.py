@@ -143,3 +143,13 @@ def test_needle_is_published_before_bone_is_looked_for(bench: Bench) -> None:
     bench.show(pixels, PERIOD)
     bench.peer.spin(lambda: len(needles) == 1 and len(bench.clouds) == 1)
     assert before == ['needle', 'bone']
+
+
+def test_a_frozen_image_is_said_on_diagnostics_and_one_that_changes_ends_it(bench: Bench) -> None:
+    frozen = bone()
+    for number in range(12):
+        bench.show(frozen, 10**9 + number * PERIOD)
+    bench.peer.spin(lambda: bench.peer.hears(
+        'ultrasound_tracker_node', 'image does not change', level=2))
+    bench.show(frozen[::-1].copy(), 10**9 + 12 * PERIOD)
+    bench.peer.spin(lambda: not bench.peer.hears('ultrasound_tracker_node', 'does not change'))

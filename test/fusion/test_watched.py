@@ -1,0 +1,90 @@
+"""Every fault of the bench, on a few seeds; ``bench/faults.py`` runs twenty of each."""
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+BENCH = Path(__file__).resolve().parents[2] / 'bench' / 'faults.py'
+
+
+@pytest.fixture(scope='module')
+def bench() -> ModuleType:
+    found = importlib.util.spec_from_file_location('bench_faults', BENCH)
+    module = importlib.util.module_from_spec(found)
+    sys.modules['bench_faults'] = module
+    found.loader.exec_module(module)
+    return module
+
+
+FAULTS = ('shift', 'marker', 'frozen', 'stamps', 'mirrored', 'mirrored from the start', 'lost',
+          'duplicated', 'reordered')
+SLOWEST = {'stamps': 3.0, 'mirrored from the start': 4.5}
+"""s: of sparse X-rays three must agree, of stamps all of a second."""
+
+
+SEED = 132
+
+
+@pytest.fixture(scope='module')
+def control(bench: ModuleType) -> Any:
+    """Return what comes of the same images with nothing wrong."""
+    return bench.Run(bench.Scene(SEED)).play()
+
+
+@pytest.mark.parametrize('fault', FAULTS)
+def test_a_fault_is_found_named_and_survived(bench: ModuleType, control: Any, fault: str) -> None:
+    result = bench.Run(bench.Scene(SEED, fault)).play()
+    name = bench.EXPECTED[fault][0]
+    assert name in result.found
+    assert -0.1 < result.found[name] < SLOWEST.get(fault, 1.5)
+    assert result.level > 0
+    # 4.5 σ, as nothing is said of the patient's shift before an image shows it.
+    assert max(result.squared, default=0.0) < max(20.0, *control.squared)
+
+
+def test_copies_change_no_estimate(bench: ModuleType, control: Any) -> None:
+    result = bench.Run(bench.Scene(SEED, 'duplicated')).play()
+    assert result.errors == pytest.approx(control.errors)
+
+
+def test_disorder_of_100_ms_makes_estimates_little_worse(bench: ModuleType, control: Any) -> None:
+    """Of a needle that comes late its stamp is in doubt, too, and it counts for less."""
+    result = bench.Run(bench.Scene(SEED, 'reordered')).play()
+    assert len(result.errors) == len(control.errors)
+    assert np.percentile(result.errors, 95) < 1.4 * np.percentile(control.errors, 95)
+
+
+@pytest.mark.parametrize('seed', [133, 134])
+def test_nothing_is_found_where_nothing_is_wrong(bench: ModuleType, seed: int) -> None:
+    result = bench.Run(bench.Scene(seed)).play()
+    assert set(result.found) <= bench.NOT_ALARMS
+    assert result.level == 0
+    assert len(result.squared) > 200
+    assert np.mean(np.array(result.squared) > 14.2) < 0.01
+
+
+def test_ultrasound_whose_marker_slipped_is_used_no_more_until_somebody_has_calibrated(
+        bench: ModuleType) -> None:
+    run = bench.Run(bench.Scene(136, 'marker'))
+    run.play()
+    seen = run.scene.sighting(bench.ULTRASOUND, 13.9, run.scene.needle(13.9))
+    update = run.watched.fuse(seen)
+    assert update.state is None
+    assert "ultrasound probe's marker or calibration has moved" in update.reason
+    assert 'reload_calibration' in update.reason
+    assert bench.make_watched(run.scene).fuse(seen).reason != update.reason
+
+
+def test_after_a_shift_the_pose_in_the_patient_says_that_the_patient_moved(
+        bench: ModuleType) -> None:
+    run = bench.Run(bench.Scene(137, 'shift'))
+    run.play()
+    assert 0.0015 < run.watched.doubt < 0.0045
+    report = run.watched.report(run._ns(bench.END_S))
+    assert 'the patient has moved' in report.words
+    assert report.level == 2

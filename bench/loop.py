@@ -264,7 +264,7 @@ class Seen:
             if isinstance(thing, NeedleEstimate):
                 self._fuse(Sighting(name, stamp, thing, calibration.transform,
                                     *self.breathing.still(stamp, mount, tracking),
-                                    calibration.covariance))
+                                    calibration.covariance, mount))
             else:
                 reference, moved, covariance = thing
                 turn = (mount @ calibration.transform)[:3, :3]
@@ -273,6 +273,7 @@ class Seen:
 
     def _fuse(self, sighting: Sighting) -> None:
         observation, projection = sighting.observation, self._projections.get(sighting.source)
+        self.watched.follows_tissue = self.breathing.newest_ns is not None
         update = self.watched.fuse(sighting, projection)
         self.reasons[observation.source] = update.reason
         if update.state is not None:

@@ -25,6 +25,9 @@ JUMP = 0.0009
 TURN = float(np.deg2rad(3.0))
 """rad: what moves with the patient keeps its direction."""
 
+OTHER = 0.008
+"""m: what lies further beside is another line, no needle that has jumped."""
+
 ALIKE = 3
 """Images that must say the same."""
 
@@ -66,9 +69,9 @@ class MarkerWatch:
         if self._seen and not 0 < sighting.stamp_ns - self._seen[0][0].stamp_ns < _SPAN_NS:
             self._seen.clear()
         if not self._seen or self._reference is None:
-            self._reference = sighting.world_T_mount
+            self._reference = sighting.marker
             self._point = (sighting.mount_T_sensor @ sighting.needle.pose)[:3, 3]
-        self._seen.append((sighting, self._moved(sighting.world_T_mount)))
+        self._seen.append((sighting, self._moved(sighting.marker)))
         return self._step() if len(self._seen) == 2 * _HALF else None
 
     @property
@@ -159,7 +162,8 @@ class JumpWatch:
         since_s = (sighting.stamp_ns - state.stamp_ns) * 1e-9
         slid = replace(state, tip=state.tip + since_s * state.speed * state.direction)
         away = within(sighting, offset(needle.tip, slid)[0])
-        if np.linalg.norm(away) < JUMP or angle_between(needle.direction, state.direction) > TURN:
+        if (not JUMP < np.linalg.norm(away) < OTHER
+                or angle_between(needle.direction, state.direction) > TURN):
             self._before, self._away = None, []
             return None
         self._away.append(away)

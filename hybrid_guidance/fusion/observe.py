@@ -24,6 +24,7 @@ class Sighting:
         world_T_mount: (4, 4) tracked, at the acquisition time.
         tracking: (6, 6) covariance of one tracked pose, in world axes at the mount's origin.
         calibration: (6, 6) covariance of ``mount_T_sensor``, in the mount's axes.
+        tracked: (4, 4) ``world_T_mount`` as it was tracked, where a breath was taken out of it.
     """
 
     source: str
@@ -33,6 +34,12 @@ class Sighting:
     world_T_mount: Transform
     tracking: Array
     calibration: Array
+    tracked: Transform | None = None
+
+    @property
+    def marker(self) -> Transform:
+        """(4, 4) where the tracker saw the mount."""
+        return self.world_T_mount if self.tracked is None else self.tracked
 
     @cached_property
     def world_T_sensor(self) -> Transform:

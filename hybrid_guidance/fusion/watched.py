@@ -16,6 +16,7 @@ from hybrid_guidance.fusion.consistency import Agreement, Consistency, Differenc
 from hybrid_guidance.fusion.faults import (
     ALIKE,
     JUMP,
+    OTHER,
     TURN,
     JumpWatch,
     MarkerWatch,
@@ -92,6 +93,7 @@ class WatchedFusion:
             recover_s)
         self.consistency = Consistency(motion)
         self._streams = {name: Stream(name) for name in BODIES}
+        self.follows_tissue = False
         self._markers = {name: MarkerWatch() for name in BODIES}
         self._lasting: dict[tuple[str, str], Fault] = {}
         self._passing: dict[str, tuple[Fault, int]] = {}
@@ -123,7 +125,12 @@ class WatchedFusion:
         if words := self._distrusted.get(sighting.source):
             return Update(False, reason=words)
         was_confirmed, before = self.fusion.confirmed, self.fusion.filter.state
+        followed = self.fusion.filter
         update = self.fusion.add(self._weakened(sighting).observation)
+        if self.fusion.filter is not followed and (
+                before is None or update.state is None
+                or np.linalg.norm(update.state.tip - before.tip) > OTHER):
+            self._published = None  # Another needle: it has not stepped there.
         if update.reason and update.accepted:
             self._pass('restart', update.reason, sighting.stamp_ns)
         jumps = self._jumps[sighting.source]
@@ -185,7 +192,9 @@ class WatchedFusion:
             return
         size = float(np.linalg.norm(jump))
         self._doubtful(size, sighting.stamp_ns)
-        if self._markers[source].is_still and not self._distrusted:
+        # Where tissue is followed, it tells by itself whether the patient has moved.
+        if (self._markers[source].is_still and not self._distrusted
+                and not self.follows_tissue):
             self._patient.jumped(jump, BODIES[source][1])
 
     def _note_step(self, state: State, source: str) -> None:
@@ -253,7 +262,7 @@ class WatchedFusion:
         if stamp_ns not in self._flipped_pairs:
             self._flipped_pairs.append(stamp_ns)
         if len(self._flipped_pairs) == ALIKE:
-            self._mirror('ultrasound')
+            self._mirror('ultrasound', stamp_ns)
             self.fusion.restart()
 
     def _slipped(self, source: str, step: Step) -> None:
@@ -266,12 +275,13 @@ class WatchedFusion:
             f'stayed the same. {image} is not used; fix the marker, calibrate, and call '
             'fusion/reload_calibration'), grave=True))
 
-    def _mirror(self, source: str) -> None:
+    def _mirror(self, source: str, stamp_ns: int) -> None:
+        """Say it as long as it is seen: a look-alike can lie that way, too, for a while."""
         image = BODIES[source][1]
-        self._distrust(source, Fault('mirrored', (
-            f'the {image} image is mirrored: its needle fits once left and right are swapped. '
-            f'{image} is not used; turn the probe or the image round, and call '
-            'fusion/reload_calibration'), grave=True))
+        self._pass('mirrored', (
+            f'the {image} image seems to be mirrored: its needle fits once left and right are '
+            'swapped. It is not used as long as it does; turn the probe or the image round'),
+            stamp_ns, grave=True)
 
     def _explain(self, sighting: Sighting) -> None:
         """Say why a needle is not where it should be, once several images say the same."""
@@ -282,8 +292,8 @@ class WatchedFusion:
         turned = angle_between(sighting.observation.needle.direction, state.direction)
         flipped = looks_mirrored(sighting, state) and turned > 2.0 * TURN
         self._flipped[source] = self._flipped[source] + 1 if flipped else 0
-        if self._flipped[source] == ALIKE:
-            self._mirror(source)
+        if self._flipped[source] >= ALIKE:
+            self._mirror(source, sighting.stamp_ns)
 
     def anatomy(self, motion: AnatomyMotion) -> None:
         """Take how far an X-ray's anatomy moved since the X-ray before it."""
@@ -359,6 +369,6 @@ class WatchedFusion:
         self._lasting[fault.kind, source] = fault
         self._distrusted[source] = fault.words
 
-    def _pass(self, kind: str, words: str, stamp_ns: int) -> None:
-        self._passing[kind] = Fault(kind, words), stamp_ns
+    def _pass(self, kind: str, words: str, stamp_ns: int, grave: bool = False) -> None:
+        self._passing[kind] = Fault(kind, words, grave=grave), stamp_ns
 

@@ -171,7 +171,8 @@ class FusionNode(GuidanceNode[FusionParameters]):
         still_T_mount, tracking = self._patient.tissue.breathing.still(
             stamp, world_T_mount, self._tracking(name))
         sighting = Sighting(name, stamp, needle, calibration.transform, still_T_mount, tracking,
-                            calibration.covariance)
+                            calibration.covariance, world_T_mount)
+        self._watched.follows_tissue = self._patient.moves
         projection = self._projection if name == 'fluoroscopy' else None
         update = self._watched.fuse(sighting, projection)
         # First what guides, then what is said about it.

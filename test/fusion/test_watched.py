@@ -43,8 +43,8 @@ def test_a_fault_is_found_named_and_survived(bench: ModuleType, control: Any, fa
     assert name in result.found
     assert -0.1 < result.found[name] < SLOWEST.get(fault, 1.5)
     assert result.level > 0
-    # 4.5 σ, as nothing is said of the patient's shift before an image shows it.
-    assert max(result.squared, default=0.0) < max(20.0, *control.squared)
+    # 5.5 σ for a few images, as nothing is said of the patient's shift before one shows it.
+    assert max(result.squared, default=0.0) < max(30.0, *control.squared)
 
 
 def test_copies_change_no_estimate(bench: ModuleType, control: Any) -> None:

@@ -28,7 +28,7 @@ from hybrid_guidance.detection.lift import lift, lift_shift
 from hybrid_guidance.detection.tissue import TissueMotion, xray_tissue
 from hybrid_guidance.detection.ultrasound import UltrasoundNeedleDetector
 from hybrid_guidance.detection.xray import XrayNeedleDetector
-from hybrid_guidance.fusion.advice import Limits, advise
+from hybrid_guidance.fusion.advice import advise
 from hybrid_guidance.fusion.breathing import Breathing, TissueSight
 from hybrid_guidance.fusion.frame_tree import (
     FrameTree,
@@ -494,9 +494,8 @@ class Run:
         near = needle and self.led.clearance.nearest(needle.tip, needle.covariance)
         danger = None if not near or near.point is None else (
             self.seen.calibrations['patient'].transform[:3, :3] @ (near.point - needle.tip))
-        self._advised = advise(self.seen.fusion, self.clock.now, 'fluoroscopy', Limits(
-            known.exposure_limit, risk=known.exposure_risk, unchecked=known.unchecked),
-            danger).expose
+        self._advised = advise(self.seen.fusion, self.clock.now, 'fluoroscopy', known.limits,
+                              danger).expose
 
     def _operate(self) -> None:
         """Expose, and watch whether the needle stays at the target."""

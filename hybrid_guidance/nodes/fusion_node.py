@@ -11,7 +11,6 @@ from std_msgs.msg import Float64
 from std_srvs.srv import Trigger
 
 from hybrid_guidance.calibration.file import Calibration, CalibrationError
-from hybrid_guidance.fusion.advice import Limits
 from hybrid_guidance.fusion.needle_filter import Motion
 from hybrid_guidance.fusion.observe import Sighting
 from hybrid_guidance.fusion.patient_shift import AnatomyMotion
@@ -31,7 +30,7 @@ from hybrid_guidance.ros.convert import (
     stamp_ns,
     transform_message,
 )
-from hybrid_guidance.ros.exposure import ExposureAdviser
+from hybrid_guidance.ros.exposure import ExposureAdviser, ExposureParameters
 from hybrid_guidance.ros.health import ERROR
 from hybrid_guidance.ros.node import GuidanceNode, run
 from hybrid_guidance.ros.registering import PatientRegistration, RegisteringParameters
@@ -39,7 +38,7 @@ from hybrid_guidance.ros.waiting import WaitingForPose
 
 
 @dataclass(frozen=True)
-class FusionParameters(RegisteringParameters):
+class FusionParameters(RegisteringParameters, ExposureParameters):
     """Parameters of ``fusion_node``."""
 
     calibration_file: str = parameter('simulated', meaning=(
@@ -68,12 +67,6 @@ class FusionParameters(RegisteringParameters):
         'when nothing fits for this long, a needle seen elsewhere takes over'))
     breathing_deviation: float = parameter(0.0015, low=0.0, high=0.02, unit='m', fixed=True,
         meaning='of a place in a breath that no image has shown; 0: nobody breathes')
-    exposure_limit: float = parameter(0.0012, low=0.0001, high=0.1, unit='m', meaning=(
-        'tip error above which fusion/exposure_advice says expose, if that would help'))
-    exposure_risk: float = parameter(0.01, low=0.0, high=1.0, meaning=(
-        'probability of touching what must not be touched, above which it does'))
-    unchecked: float = parameter(0.015, low=0.001, high=1.0, unit='m', meaning=(
-        'how much deeper than an X-ray has shown it the needle may be before it does'))
 
 
 class FusionNode(GuidanceNode[FusionParameters]):
@@ -85,9 +78,7 @@ class FusionNode(GuidanceNode[FusionParameters]):
         publish, subscribe = self.create_publisher, self.create_subscription
         self._consistency = publish(Float64, 'fusion/consistency', qos.OBSERVATION)
         self._agreement = publish(DiagnosticStatus, 'fusion/agreement', qos.OBSERVATION)
-        self._exposure = ExposureAdviser(self, 'fluoroscopy', lambda: Limits(
-            self.parameters.exposure_limit, risk=self.parameters.exposure_risk,
-            unchecked=self.parameters.unchecked))
+        self._exposure = ExposureAdviser(self, 'fluoroscopy')
         self._calibrations: dict[str, Calibration] = {}
         self._watched = WatchedFusion({})
         self._waiting = WaitingForPose(

@@ -1,7 +1,7 @@
 """Advice on the next exposure: what it would tell, and what it costs."""
 
 import math
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticStatus
@@ -11,6 +11,7 @@ from std_msgs.msg import Float64
 from hybrid_guidance.fusion.advice import Limits, advise
 from hybrid_guidance.fusion.needle_fusion import NeedleFusion
 from hybrid_guidance.geometry.types import Points
+from hybrid_guidance.parameters import parameter
 from hybrid_guidance.ros import qos, tf
 from hybrid_guidance.ros.convert import advice_message, point_array, stamp_ns
 from hybrid_guidance.ros.node import GuidanceNode
@@ -18,18 +19,33 @@ from hybrid_guidance.ros.node import GuidanceNode
 FRESH_NS = 1_000_000_000
 
 
+@dataclass(frozen=True)
+class ExposureParameters:
+    """Parameters of ``fusion/exposure_advice``."""
+
+    exposure_limit: float = parameter(0.0012, low=0.0001, high=0.1, unit='m', meaning=(
+        'tip error above which fusion/exposure_advice says expose, if that would help'))
+    exposure_risk: float = parameter(0.01, low=0.0, high=1.0, meaning=(
+        'probability of touching what must not be touched, above which it does'))
+    unchecked: float = parameter(0.015, low=0.001, high=1.0, unit='m', meaning=(
+        'how much deeper than an X-ray has shown it the needle may be before it does'))
+
+    @property
+    def limits(self) -> Limits:
+        """When an exposure is worth its dose."""
+        return Limits(self.exposure_limit, risk=self.exposure_risk, unchecked=self.unchecked)
+
+
 class ExposureAdviser:
     """Publishes ``fusion/exposure_advice``, while anybody listens.
 
     Args:
-        node: the node that fuses; it follows /tf.
+        node: the node that fuses; it follows /tf, and has ``ExposureParameters``.
         source: name of the X-ray among the filter's sources.
-        limits: returns when an exposure is worth its dose.
     """
 
-    def __init__(self, node: GuidanceNode[Any], source: str,
-                 limits: Callable[[], Limits]) -> None:
-        self._node, self._source, self._limits = node, source, limits
+    def __init__(self, node: GuidanceNode[Any], source: str) -> None:
+        self._node, self._source = node, source
         self._danger: tuple[Points, int] | None = None
         self._dose, self._kerma = math.nan, math.nan
         self._advice = node.create_publisher(
@@ -46,7 +62,7 @@ class ExposureAdviser:
         if self._danger is not None and 0 <= now - self._danger[1] < FRESH_NS:
             danger = self._danger[0]
         self._advice.publish(advice_message(advise(
-            fusion, now, self._source, self._limits(), danger, self._dose)))
+            fusion, now, self._source, self._node.parameters.limits, danger, self._dose)))
 
     def _on_nearest(self, message: PointStamped) -> None:
         """Remember where the danger is, in the axes of the world."""

@@ -13,8 +13,8 @@ import numpy as np
 from hybrid_guidance.geometry.types import Array, Image, Pixels
 from hybrid_guidance.imaging.frame import Frame
 
-_LEAST, _FLOOR = 4, 0.15
-"""Patches that must agree; shrunk pixels that no average over patches takes away."""
+_LEAST, _MOST, _FLOOR = 4, 14, 0.15
+"""Patches that must agree; patches looked for; shrunk pixels that no average takes away."""
 
 
 @dataclass(frozen=True)
@@ -132,9 +132,11 @@ class TissueMotion:
     def _corners(self, image: Image) -> list[tuple[int, int]]:
         """Return where the patches of an image are that have texture in both directions."""
         edge, reach = self._patch, self._reach
-        return [(v, u) for v in range(reach, image.shape[0] - edge - reach, edge)
-                for u in range(reach, image.shape[1] - edge - reach, edge)
-                if _is_textured(image[v:v + edge, u:u + edge])]
+        found = [(v, u) for v in range(reach, image.shape[0] - edge - reach, edge)
+                 for u in range(reach, image.shape[1] - edge - reach, edge)
+                 if _is_textured(image[v:v + edge, u:u + edge])]
+        # From all over the image, and no more of them than make the answer better.
+        return found[::-(-len(found) // _MOST)] if len(found) > _MOST else found
 
     def _find(self, image: Image, corner: tuple[int, int], patch: Image,
               expected: Array) -> tuple[Array, float] | None:

@@ -206,7 +206,10 @@ class Breathing:
         times = (np.array(stamps[first:]) - stamps[-1]) * 1e-9
         if len(times) < 3:
             return moved[-1], self._deviation
-        slope, middle = np.polyfit(times, np.array(moved[first:]), 1)
+        places = np.array(moved[first:])
+        centred = times - times.mean()
+        slope = centred @ places / float(centred @ centred)
+        middle = places.mean(axis=0) - times.mean() * slope
         return middle + ahead * slope, _BEND * ahead * (ahead + _SLOPE_S)
 
     def _forget(self) -> None:

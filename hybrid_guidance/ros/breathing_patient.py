@@ -54,13 +54,15 @@ class BreathingPatient:
     def show(self, state: State) -> None:
         """Publish the needle of a state."""
         breathing, stamp, frames = self.tissue.breathing, state.stamp_ns, []
-        needle = self._watched().fusion.filter.estimate(state)
-        world_T_still = breathing.world_T_still(stamp)
+        needle, still_T_patient = self._watched().fusion.filter.estimate(state), None
         if registration := self._calibrations().get('patient'):
             still_T_patient = breathing.registered(registration.transform)
             self._pose.publish(needle_message(self._watched().in_patient(
                 needle, still_T_patient, registration.covariance + breathing.rest_covariance()),
                 'patient', stamp))
+        # First what guides; where it is in the room comes after.
+        world_T_still = breathing.world_T_still(stamp)
+        if still_T_patient is not None:
             frames = self._patient_at(stamp, world_T_still @ still_T_patient)
         self._broadcaster.sendTransform([*frames, transform_message(
             'world', 'needle_tip', stamp, world_T_still @ needle.pose)])

@@ -70,7 +70,6 @@ class Motion:
         slip: m/√s, along the shaft, beside the speed.
         direction: rad/√s.
         speed: m/s/√s, insertion speed.
-        led: share of ``tip`` and ``direction`` that is left while the needle is led.
         obey: m/s, how fast a needle that is led goes sideways where it is asked to.
         turn: rad/s, how fast it turns where it is asked to.
         linger: s, for how long it may go on to where it was asked to.
@@ -83,7 +82,6 @@ class Motion:
     slip: float = 0.0003
     direction: float = 0.02
     speed: float = 0.010
-    led: float = 0.25
     obey: float = 0.006
     turn: float = 0.10
     linger: float = 0.6
@@ -320,13 +318,10 @@ class NeedleFilter:
         step[TIP, SPEED], step[SPEED, SPEED] = dt * along, slowed
         covariance = step @ state.covariance @ step.T
         asked = self._asked_of(state.stamp_ns, stamp_ns)
-        free = motion.led**2 if asked else 1.0
         diagonal = covariance.reshape(-1)[::self._size + 1]
         diagonal += abs(dt) * self._noise
-        diagonal[DIRECTION] -= abs(dt) * (1.0 - free) * motion.direction**2
-        diagonal[TIP] += abs(dt) * free * motion.tip**2
-        covariance[TIP, TIP] += abs(dt) * (motion.slip**2 - free * motion.tip**2) * np.outer(
-            along, along)
+        diagonal[TIP] += abs(dt) * motion.tip**2
+        covariance[TIP, TIP] += abs(dt) * (motion.slip**2 - motion.tip**2) * np.outer(along, along)
         if asked:
             shift = max((item.shift for item in asked), key=_length)
             covariance[TIP, TIP] += abs(dt) * motion.obey * _spread(shift)

@@ -21,7 +21,6 @@ from hybrid_guidance.simulation.calibrations import (
 
 DATA = Path(__file__).parents[2] / 'shared' / 'data' / 'plus'
 real = pytest.mark.skipif(not DATA.is_dir(), reason='recordings of the PLUS toolkit are not here')
-NOW = datetime.now(timezone.utc)
 
 
 def sequence(path: Path, poses: np.ndarray, name: str = 'StylusToReference') -> Path:
@@ -48,7 +47,7 @@ def test_pivot_from_a_recording_to_an_entry_a_report_and_a_picture(
     output = tmp_path / 'calibration.yaml'
     assert main(['calibrate', 'pivot', str(first), '--second', str(second),
                  '--output', str(output), '--valid-for', '30']) == 0
-    entry, = load(output, NOW)
+    entry, = load(output, datetime.now(timezone.utc))
     assert (entry.parent, entry.child) == ('stylus', 'stylus_tip')
     assert np.linalg.norm(entry.transform[:3, 3] - tip) < 0.5e-3
     assert rigid.angle_between(entry.transform[:3, 2], tip) < np.deg2rad(0.5)
@@ -101,7 +100,7 @@ def test_carm_then_probe_from_images(tmp_path: Path) -> None:
     assert main(['calibrate', 'fluoroscopy-ultrasound', images[6], '--beads',
                  str(tmp_path / 'probe.txt'), '--camera', str(output), '--radius', '4',
                  '--output', str(output)]) == 0
-    found = {item.kind: item for item in load(output, NOW)}
+    found = {item.kind: item for item in load(output, datetime.now(timezone.utc))}
     assert found['carm'].camera is not None
     assert abs(found['carm'].camera.focal[0] / 2700.0 - 1.0) < 0.01
     near = found['carm'].transform @ poses[0]
@@ -116,14 +115,14 @@ def test_carm_then_probe_from_images(tmp_path: Path) -> None:
 
 def test_a_gantry_taken_at_its_word_keeps_the_intrinsics_that_were_measured(
         tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    output = tmp_path / 'lab.yaml'
+    output, now = tmp_path / 'lab.yaml', datetime.now(timezone.utc)
     camera = CameraGeometry((2700.0, 2700.0), (262.0, 250.0), (0.0,) * 5, (512, 512))
     save(output, [Calibration('carm', 'carm', 'fluoroscopy_optical_frame', rigid.transform(
-        translation=np.array([0.1, 0.2, 0.3])), np.eye(6) * 1e-8, 'test', NOW,
-        NOW + timedelta(days=9), None, None, None, None, 'test', camera=camera)])
+        translation=np.array([0.1, 0.2, 0.3])), np.eye(6) * 1e-8, 'test', now,
+        now + timedelta(days=9), None, None, None, None, 'test', camera=camera)])
     assert main(['calibrate', 'gantry', '--source-to-isocentre', '750',
                  '--output', str(output)]) == 0
-    entry, = load(output, NOW)
+    entry, = load(output, datetime.now(timezone.utc))
     np.testing.assert_array_equal(entry.transform, np.eye(4))
     assert entry.camera == camera
     assert 'nothing was measured' in capsys.readouterr().out
@@ -148,7 +147,7 @@ def test_real_recordings_reach_what_plus_reaches(tmp_path: Path) -> None:
                  str(DATA / 'EightLandmarkPointsTrackedForPhantomRegistration.igs.mha'),
                  '--phantom', str(DATA / 'PlusDeviceSet_fCal_Sim_RecordPhantomLandmarks.xml'),
                  '--output', output]) == 0
-    found = {item.kind: item for item in load(output, NOW)}
+    found = {item.kind: item for item in load(output, datetime.now(timezone.utc))}
     spatial, phantom = found['ultrasound-spatial'], found['phantom']
     report = (tmp_path / 'calibration-ultrasound-spatial.txt').read_text()
     assert float(report.split('held out: mean')[1].split('best 95 % ')[1].split()[0]) <= 0.540
@@ -159,6 +158,6 @@ def test_real_recordings_reach_what_plus_reaches(tmp_path: Path) -> None:
     assert spatial.inliers is not None
     assert spatial.inliers >= 0.95 * 190
     assert 'in 103 of 103 held out' in report
-    assert abs(load_delays(output, NOW)['ultrasound'].delay - 0.0648) < 0.003
+    assert abs(load_delays(output, datetime.now(timezone.utc))['ultrasound'].delay - 0.0648) < 0.003
     assert phantom.residual is not None
     assert phantom.residual <= 0.198e-3

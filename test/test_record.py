@@ -33,7 +33,6 @@ from hybrid_guidance.simulation.calibrations import (
     sweep_wires,
 )
 
-NOW = datetime.now(timezone.utc)
 Item = tuple[float, Callable[[float], None]]
 
 
@@ -123,7 +122,7 @@ def test_pivot_from_a_live_tracker(laboratory: Laboratory, tmp_path: Path,
     said = capsys.readouterr().out
     assert 'Stylus: moved by' in said
     assert 'deg (sd) about its x, y, z' in said
-    entry, = load(output, NOW)
+    entry, = load(output, datetime.now(timezone.utc))
     assert np.linalg.norm(entry.transform[:3, 3] - tip) < 0.5e-3
     # The recording stays, and is read again as any other.
     assert main(['calibrate', 'pivot', str(bag), '--output', str(output)]) == 0
@@ -152,7 +151,7 @@ def test_delay_from_live_images_and_poses_is_all_of_it(
     output = tmp_path / 'lab.yaml'
     assert main(['calibrate', 'ultrasound-temporal', str(tmp_path / 'bag'), '--record', '4',
                  '--reference', 'world', '--output', str(output)]) == 0
-    assert abs(load_delays(output, NOW)['ultrasound'].delay - 0.08) < 0.005
+    assert abs(load_delays(output, datetime.now(timezone.utc))['ultrasound'].delay - 0.08) < 0.005
 
 
 SPACING, ORIGIN = (1.6e-4, 1.5e-4), (205.0, 0.0)
@@ -209,7 +208,7 @@ def test_probe_by_wires_from_a_live_graph(laboratory: Laboratory, tmp_path: Path
     assert main(['calibrate', 'ultrasound-spatial', str(tmp_path / 'bag'), '--record', '6',
                  '--phantom', str(device_set(tmp_path / 'wires.xml')), '--origin',
                  *map(str, ORIGIN), '--output', str(output)]) == 0
-    entry, = load(output, NOW)
+    entry, = load(output, datetime.now(timezone.utc))
     assert off_mount(entry) < 0.8e-3
     assert entry.held_out_error is not None
     assert entry.held_out_error < 0.6e-3
@@ -237,7 +236,7 @@ def test_probe_by_one_point_from_a_live_graph(laboratory: Laboratory, tmp_path: 
     assert main(['calibrate', 'ultrasound-spatial', bag, '--record', '6', '--target', 'point',
                  '--reference', 'world', '--origin', *map(str, ORIGIN),
                  '--output', str(output)]) == 0
-    entry, = load(output, NOW)
+    entry, = load(output, datetime.now(timezone.utc))
     # What came through a busy machine in six seconds: how exact it can be is tested elsewhere.
     assert off_mount(entry) < 1.5e-3
     assert entry.samples is not None
@@ -265,7 +264,7 @@ def test_carm_from_live_xrays_of_a_phantom_that_is_moved_in_between(
     assert main(['calibrate', 'carm', str(tmp_path / 'bag'), '--record', '2.5', '--beads',
                  str(tmp_path / 'phantom.txt'), '--focal', '2650', '--radius', '4',
                  '--output', str(output)]) == 0
-    entry, = load(output, NOW)
+    entry, = load(output, datetime.now(timezone.utc))
     assert entry.camera is not None
     assert abs(entry.camera.focal[0] / 2700.0 - 1.0) < 0.01
     assert ' 0 images left out' not in (tmp_path / 'lab-carm.txt').read_text()

@@ -48,6 +48,9 @@ NOT_ALARMS = {'step', 'restart'}
 """Reasons for a step of the pose; whether there was one is counted apart."""
 
 ANATOMY_PX = 0.5
+SHIFT = 0.003
+"""m."""
+
 EPOCH = 10**12
 END_S = 14.0
 
@@ -62,6 +65,7 @@ class Result:
         xray_s: seconds from the beginning to the first X-ray after it.
         squared: (n,) squared Mahalanobis distance of the published tip, n after the beginning.
         errors: (n,) m, of the same.
+        unseen: how many of them were published before the first X-ray after the beginning came.
         before: squared distances of what was published before the beginning.
         blind: s, longest time without a pose after the beginning.
     """
@@ -71,6 +75,7 @@ class Result:
     xray_s: float = 0.0
     squared: list[float] = field(default_factory=list)
     errors: list[float] = field(default_factory=list)
+    unseen: int | None = None
     before: list[float] = field(default_factory=list)
     blind: float = 0.0
 
@@ -93,7 +98,7 @@ class Scene:
         axis, way = fate.standard_normal((2, 3))
         self.slip = perturbed(np.eye(4), np.concatenate(
             [np.zeros(3), np.deg2rad(2.0) * axis / np.linalg.norm(axis)]))
-        self.shift = 0.003 * way / np.linalg.norm(way)
+        self.shift = SHIFT * way / np.linalg.norm(way)
         self.off = fate.choice([-0.2, 0.2])
         self.misplaced = perturbed(np.eye(4), self.random.standard_normal(6)
                                    * [1e-3, 1e-3, 0.0, 0.01, 0.01, 0.0])
@@ -248,6 +253,8 @@ class Run:
         projection = self.scene.projections[XRAY] if source == XRAY else None
         if source == XRAY:
             self.watched.exposed(seen.stamp_ns)
+            if self.result.unseen is None and seen.stamp_ns >= self._ns(self.scene.begin):
+                self.result.unseen = len(self.result.squared)
         update = self.watched.fuse(seen, projection)
         if update.state is not None:
             self._score(update.state)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 
 from hybrid_guidance.fusion.needle_filter import NeedleFilter, Observation, Update
-from hybrid_guidance.geometry.types import Points, Transform
+from hybrid_guidance.geometry.types import Points
 
 
 @dataclass
@@ -90,10 +90,6 @@ class NeedleFusion:
     def last_tip(self, source: str) -> Points | None:
         """Return the (3,) tip as it was known when a source showed this needle last."""
         return self._last_tip.get(source)
-
-    def ask(self, stamp_ns: int, pose: Transform) -> None:
-        """Take where the needle is asked to go; see ``NeedleFilter.ask``."""
-        self.filter.ask(stamp_ns, pose)
 
     def restart(self) -> None:
         """Forget the needle, because what it was made of has been found wrong."""

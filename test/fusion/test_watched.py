@@ -43,8 +43,11 @@ def test_a_fault_is_found_named_and_survived(bench: ModuleType, control: Any, fa
     assert name in result.found
     assert -0.1 < result.found[name] < SLOWEST.get(fault, 1.5)
     assert result.level > 0
-    # 5.5 σ for a few images, as nothing is said of the patient's shift before one shows it.
-    assert max(result.squared, default=0.0) < max(30.0, *control.squared)
+    # Ultrasound is blind across its slice: of a shift that way nothing can be known before an
+    # X-ray has come. Until then the pose is wrong by the shift, and by no more.
+    told = result.squared[result.unseen or 0:] if fault == 'shift' else result.squared
+    assert max(told, default=0.0) < max(20.0, *control.squared)
+    assert max(result.errors, default=0.0) < bench.SHIFT + max(control.errors)
 
 
 def test_copies_change_no_estimate(bench: ModuleType, control: Any) -> None:

@@ -184,9 +184,14 @@ def test_where_nothing_was_seen_the_patient_stays_and_the_answer_says_what_to_do
     assert np.array_equal(room.patient.transform, room.start.transform)
 
 
-def test_ct_whose_bone_is_not_where_it_was_seen_changes_nothing(theatre, clouds) -> None:
-    """Of another patient, and not one whose vertebrae happen to be alike within a millimetre."""
-    room = theatre(TRUTH, ct='simulated', seed=SEED + 3)
+def test_ct_of_somebody_larger_changes_nothing(theatre, clouds, patient, tmp_path) -> None:
+    """Vertebrae a quarter larger: no pose lays them on what was seen."""
+    made = scanned(patient, SEED)
+    about = transform(translation=TARGET) @ np.diag([1.25, 1.25, 1.25, 1.0]) @ transform(
+        translation=-TARGET)
+    larger = about @ transform(np.diag(made.spacing), made.origin)
+    write_nifti(tmp_path / 'larger.nii.gz', Volume(made.volume, larger))
+    room = theatre(TRUTH, ct=str(tmp_path / 'larger.nii.gz'))
     room.sweep(clouds)
     answer = room.register()
     assert not answer.success

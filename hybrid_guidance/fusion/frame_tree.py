@@ -81,6 +81,10 @@ class Parentage:
         """Return the parent of a frame that has one."""
         return self._parents[child]
 
+    def knows(self, frame: str) -> bool:
+        """Tell whether a frame was named so far."""
+        return frame in self._parents or frame in self._parents.values()
+
     def frames(self) -> set[str]:
         """Return every frame named so far."""
         return set(self._parents) | set(self._parents.values())
@@ -160,11 +164,15 @@ class FrameTree:
                       if not self._edges[child].static]
             stamp_ns = min(newest, default=LATEST)
         root_T_source = self._root_T(up, stamp_ns)
+        if not down:
+            return root_T_source, stamp_ns
         return inverse(self._root_T(down, stamp_ns)) @ root_T_source, stamp_ns
 
     def _root_T(self, children: list[str], stamp_ns: int) -> Transform:
-        result = np.eye(4)
-        for child in children:
+        if not children:
+            return np.eye(4)
+        result = self._at(children[0], stamp_ns).copy()
+        for child in children[1:]:
             result = self._at(child, stamp_ns) @ result
         return result
 
@@ -190,7 +198,7 @@ class FrameTree:
 
     def _chain(self, target: str, source: str) -> tuple[list[str], list[str]]:
         for frame in (target, source):
-            if frame not in self.frames():
+            if not self._parentage.knows(frame):
                 known = ', '.join(sorted(self.frames())) or 'none'
                 raise UnknownFrameError(f'no frame "{frame}"; known frames: {known}')
         up, down = self._parentage.ancestry(source), self._parentage.ancestry(target)

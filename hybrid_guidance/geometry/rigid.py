@@ -1,16 +1,18 @@
 """Rigid transforms. ``a_T_b`` takes points from frame b to frame a and equals tf's (a, b)."""
 
 import math
+from collections.abc import Iterable
 
 import numpy as np
-from transforms3d.quaternions import quat2mat
 
 from hybrid_guidance.geometry.types import Array, Points, Transform
+
+_IDENTITY = np.eye(4)
 
 
 def transform(rotation: Array | None = None, translation: Array | None = None) -> Transform:
     """Build a (4, 4) transform from a (3, 3) rotation and a (3,) translation in metres."""
-    a_T_b = np.eye(4)
+    a_T_b = _IDENTITY.copy()
     if rotation is not None:
         a_T_b[:3, :3] = rotation
     if translation is not None:
@@ -39,13 +41,16 @@ def transform_points(a_T_b: Transform, points_b: Points) -> Points:
 
 def is_rigid(a_T_b: Transform, tolerance: float = 1e-6) -> bool:
     """Tell whether a matrix is finite, (4, 4) and a proper rotation with a translation."""
-    if a_T_b.shape != (4, 4) or not np.isfinite(a_T_b).all():
+    if a_T_b.shape != (4, 4):
         return False
-    rotation = a_T_b[:3, :3]
-    error = np.abs(rotation @ rotation.T - np.eye(3)).max()
-    first, second, third = rotation
-    return bool(error <= tolerance and cross(first, second) @ third > 0.0
-                and np.abs(a_T_b[3] - (0.0, 0.0, 0.0, 1.0)).max() <= tolerance)
+    # Numbers one by one: every transform that arrives is asked, and arrays this small are slow.
+    (a, b, c, x), (d, e, f, y), (g, h, i, z), (j, k, n, m) = a_T_b.tolist()
+    errors = (a * a + b * b + c * c - 1.0, d * d + e * e + f * f - 1.0, g * g + h * h + i * i - 1.0,
+              a * d + b * e + c * f, a * g + b * h + c * i, d * g + e * h + f * i,
+              j, k, n, m - 1.0)
+    volume = a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
+    return (math.isfinite(x) and math.isfinite(y) and math.isfinite(z) and volume > 0.0
+            and all(abs(error) <= tolerance for error in errors))
 
 
 def is_still(first: Transform, second: Transform, tolerance: float = 1e-7) -> bool:
@@ -53,10 +58,26 @@ def is_still(first: Transform, second: Transform, tolerance: float = 1e-7) -> bo
     return bool(np.abs(first - second).max() < tolerance)
 
 
-def from_quaternion(xyzw: Array, translation: Array) -> Transform:
-    """Build a transform from ROS's quaternion (x, y, z, w) and a translation in metres."""
-    x, y, z, w = xyzw
-    return transform(quat2mat((w, x, y, z)), np.asarray(translation, dtype=float))
+def from_quaternion(xyzw: Iterable[float], translation: Iterable[float]) -> Transform:
+    """Build a transform from ROS's quaternion (x, y, z, w), of any length but zero.
+
+    Args:
+        xyzw: (4,).
+        translation: (3,) m.
+
+    Raises:
+        ValueError: the quaternion has no length.
+    """
+    (x, y, z, w), (u, v, t) = map(float, xyzw), map(float, translation)
+    squared = x * x + y * y + z * z + w * w
+    if not squared > 0.0 or not math.isfinite(squared):
+        raise ValueError(f'a rotation needs a quaternion with a length, got {xyzw}')
+    s = 2.0 / squared
+    return np.array([
+        [1.0 - s * (y * y + z * z), s * (x * y - z * w), s * (x * z + y * w), u],
+        [s * (x * y + z * w), 1.0 - s * (x * x + z * z), s * (y * z - x * w), v],
+        [s * (x * z - y * w), s * (y * z + x * w), 1.0 - s * (x * x + y * y), t],
+        [0.0, 0.0, 0.0, 1.0]])
 
 
 def quaternion(a_T_b: Transform) -> Array:
@@ -155,7 +176,7 @@ def pose_along(origin: Points, direction: Array) -> Transform:
     if not length > 0.0 or not math.isfinite(length):
         raise ValueError(f'a pose needs a direction with a length, got {direction}')
     unit = np.asarray(direction, dtype=float) / length
-    pose = np.eye(4)
+    pose = _IDENTITY.copy()
     pose[:3, 0], pose[:3, 1] = perpendiculars(unit)
     pose[:3, 2], pose[:3, 3] = unit, origin
     return pose

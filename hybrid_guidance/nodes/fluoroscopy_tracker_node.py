@@ -15,6 +15,7 @@ from hybrid_guidance.parameters import parameter
 from hybrid_guidance.ros import qos
 from hybrid_guidance.ros.agreement import shift_message
 from hybrid_guidance.ros.node import GuidanceNode, run
+from hybrid_guidance.ros.pace import Pace
 from hybrid_guidance.ros.tissue import TissueTracker
 from hybrid_guidance.ros.tracker import NeedleTracker
 
@@ -30,7 +31,7 @@ class FluoroscopyTrackerParameters:
     depth: float = parameter(0.6, low=0.05, high=2.0, unit='m', meaning=(
         'guess of the distance from the source; its uncertainty is stated as half a metre'))
     tissue_rate: float = parameter(5.0, low=0.1, high=100.0, unit='Hz', fixed=True, meaning=(
-        'of how far tissue has moved, at most; it is looked at only while somebody subscribes'))
+        'of how far tissue and anatomy have moved, at most'))
     depth_deviation: float = parameter(0.5, low=0.5, high=10.0, unit='m',
                                        meaning='deviation stated along the ray')
 
@@ -48,7 +49,7 @@ class FluoroscopyTrackerNode(GuidanceNode[FluoroscopyTrackerParameters]):
             self, 'fluoroscopy', detect, self._lift, lambda: self.parameters.threshold)
         self._track_tissue = TissueTracker(
             self, 'fluoroscopy', xray_tissue(), self.parameters.depth, self.parameters.tissue_rate)
-        self._compare = AnatomyShift()
+        self._compare, self._pace = AnatomyShift(), Pace()
         self._shift = self.create_publisher(
             PointStamped, 'fluoroscopy/anatomy_shift', qos.OBSERVATION)
         self.subscribe_frames('fluoroscopy', self._on_frame)
@@ -57,7 +58,8 @@ class FluoroscopyTrackerNode(GuidanceNode[FluoroscopyTrackerParameters]):
         # The needle first: it must not wait for what is only watched.
         needle = self._track_needle(frame, frame_id)
         self._track_tissue(frame, frame_id)
-        if frame.projection.is_calibrated:
+        if frame.projection.is_calibrated and self._pace.is_due(
+                frame.stamp_ns, self.parameters.tissue_rate):
             shift = self._compare(frame, needle)
             self._shift.publish(shift_message(shift, frame_id, frame.stamp_ns))
 

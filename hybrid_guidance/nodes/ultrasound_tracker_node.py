@@ -15,6 +15,7 @@ from hybrid_guidance.parameters import parameter
 from hybrid_guidance.ros import qos
 from hybrid_guidance.ros.convert import point_cloud_message
 from hybrid_guidance.ros.node import GuidanceNode, run
+from hybrid_guidance.ros.pace import Pace
 from hybrid_guidance.ros.tissue import TissueTracker
 from hybrid_guidance.ros.tracker import NeedleTracker
 
@@ -47,7 +48,7 @@ class UltrasoundTrackerNode(GuidanceNode[UltrasoundTrackerParameters]):
             self, 'ultrasound', TissueMotion(), 0.0, self.parameters.tissue_rate)
         self._detect_bone = BoneSurfaceDetector()
         self._bone = self.create_publisher(PointCloud2, 'ultrasound/bone_surface', qos.SURFACE)
-        self._bone_ns: int | None = None
+        self._bone_pace = Pace()
         self.subscribe_frames('ultrasound', self._on_frame)
 
     def _on_frame(self, frame: Frame, frame_id: str) -> None:
@@ -55,18 +56,14 @@ class UltrasoundTrackerNode(GuidanceNode[UltrasoundTrackerParameters]):
         self._track_needle(frame, frame_id)
         self._track_tissue(frame, frame_id)
         if self._is_bone_due(frame):
-            self._bone_ns = frame.stamp_ns
             pixels, confidence = self._detect_bone(frame)
             points = frame.projection.back_project(pixels)
             self._bone.publish(
                 point_cloud_message(points, confidence, frame_id, frame.stamp_ns))
 
     def _is_bone_due(self, frame: Frame) -> bool:
-        if not frame.projection.is_calibrated or not self._bone.get_subscription_count():
-            return False
-        # A stamp before the last one: the clock, or a recording, has started over.
-        return self._bone_ns is None or not (
-            0.0 <= (frame.stamp_ns - self._bone_ns) * 1e-9 < 1.0 / self.parameters.bone_rate)
+        return bool(frame.projection.is_calibrated and self._bone.get_subscription_count()
+                    and self._bone_pace.is_due(frame.stamp_ns, self.parameters.bone_rate))
 
     def _lift(self, needle: PixelNeedle, frame: Frame) -> NeedleEstimate:
         return lift(needle, frame.projection, slice_thickness=self.parameters.slice_thickness)

@@ -64,15 +64,20 @@ def point_message(point: Points) -> Point:
     return Point(x=float(point[0]), y=float(point[1]), z=float(point[2]))
 
 
+def _coordinates(point: Point | Vector3) -> tuple[float, float, float]:
+    """Return the metres of a Point or Vector3; raises like ``point_array``."""
+    if not (math.isfinite(point.x) and math.isfinite(point.y) and math.isfinite(point.z)):
+        raise MessageError(f'the point ({point.x}, {point.y}, {point.z}) is not finite')
+    return point.x, point.y, point.z
+
+
 def point_array(point: Point | Vector3) -> Points:
     """Return a Point or Vector3 as (3,) metres.
 
     Raises:
         MessageError: not finite.
     """
-    if not (math.isfinite(point.x) and math.isfinite(point.y) and math.isfinite(point.z)):
-        raise MessageError(f'the point ({point.x}, {point.y}, {point.z}) is not finite')
-    return np.array([point.x, point.y, point.z])
+    return np.array(_coordinates(point))
 
 
 def _matrix(translation: Point | Vector3, rotation: Quaternion) -> Transform:
@@ -81,7 +86,7 @@ def _matrix(translation: Point | Vector3, rotation: Quaternion) -> Transform:
     if not abs(norm - 1.0) < 1e-3:
         raise MessageError(f'the quaternion {list(xyzw)} (x, y, z, w) has length {norm:.4g}, '
                            'not 1')
-    return from_quaternion(np.array(xyzw) / norm, point_array(translation))
+    return from_quaternion(xyzw, _coordinates(translation))
 
 
 def matrix_from_pose(pose: Pose) -> Transform:

@@ -14,7 +14,7 @@ from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.node import Node
 
 _KINDS = ('subscription', 'timer', 'client', 'service', 'guard_condition')
-_REST = _KINDS[1:]
+_REST = 'client', 'service', 'guard_condition'
 
 
 class MessageExecutor(SingleThreadedExecutor):
@@ -23,11 +23,12 @@ class MessageExecutor(SingleThreadedExecutor):
     rclpy's lists everything it waits for anew after each event, makes a task of each callback,
     and wakes itself twice for it: twice the work of a small callback, in the way of the next
     message. Here the list is kept until an entity comes or goes, and messages go straight to
-    their callbacks. So do triggers of guard conditions: a wait takes the trigger away, so rclpy,
-    which waits again, would not find it. Timers, services and the rest are left to rclpy, and so
-    is everything where a node has waitables (actions) or an rclpy is built differently.
+    their callbacks. So do timers, and triggers of guard conditions: a wait takes the trigger away,
+    so rclpy, which waits again, would not find it. Services are left to rclpy, and so is
+    everything where a node has waitables (actions) or an rclpy is built differently.
 
-    Callbacks must be plain functions of one message, as ``GuidanceNode`` makes them.
+    Callbacks must be plain functions of one message, or of nothing, as ``GuidanceNode`` makes
+    them.
     """
 
     def __init__(self, node: Node) -> None:
@@ -36,6 +37,7 @@ class MessageExecutor(SingleThreadedExecutor):
         self._node = node
         self._listed: dict[str, list[Any]] = {}
         self._subscriptions: dict[int, Any] = {}
+        self._timers: dict[int, Any] = {}
         self._guards: dict[int, Any] = {}
         self._wait_set: Any = None
         self._may_have_changed = True
@@ -93,6 +95,7 @@ class MessageExecutor(SingleThreadedExecutor):
                             for kind, entities in self._listed.items() for entity in entities]
             self._subscriptions = {subscription.handle.pointer: subscription
                                    for subscription in self._listed['subscription']}
+            self._timers = {timer.handle.pointer: timer for timer in self._listed['timer']}
             self._guards = {guard.handle.pointer: guard for guard in self._node.guards}
         except (AttributeError, TypeError, rclpy_implementation.InvalidHandle) as error:
             self._node.get_logger().warning(
@@ -101,7 +104,7 @@ class MessageExecutor(SingleThreadedExecutor):
             self._wait_set = None
 
     def _spin_messages(self) -> None:
-        """Wait once; hand over what messages there are, and leave the rest to rclpy."""
+        """Wait once; hand over messages and call timers, and leave the rest to rclpy."""
         wait_set = self._wait_set
         wait_set.clear_entities()
         for add, handle in self._adders:
@@ -111,6 +114,8 @@ class MessageExecutor(SingleThreadedExecutor):
             raise ExternalShutdownException
         for pointer in wait_set.get_ready_entities('subscription'):
             self._take(self._subscriptions[pointer])
+        for pointer in wait_set.get_ready_entities('timer'):
+            self._call(self._timers[pointer])
         for pointer in wait_set.get_ready_entities('guard_condition'):
             if pointer in self._guards:
                 self._guards[pointer].callback()
@@ -139,6 +144,17 @@ class MessageExecutor(SingleThreadedExecutor):
             return
         if taken is not None:
             subscription.callback(taken[0])
+
+    @staticmethod
+    def _call(timer: Any) -> None:
+        try:
+            with timer.handle:
+                if not timer.handle.is_timer_ready():
+                    return  # Cancelled, or set anew, by the callback before.
+                timer.handle.call_timer()
+        except rclpy_implementation.InvalidHandle:
+            return  # Destroyed by the callback before.
+        timer.callback()
 
     def _spin_rest(self) -> None:
         """Do all that rclpy finds ready now."""

@@ -17,8 +17,6 @@ from rclpy.duration import Duration
 from rclpy.node import Node
 from tf2_msgs.msg import TFMessage
 
-from hybrid_guidance.ros.convert import MessageError, matrix_from_transform
-
 if find_spec('tf2_ros'):
     from hybrid_guidance.ros import tf_installed as backend
 else:
@@ -39,6 +37,9 @@ RefusedException = backend.RefusedException
 class Buffer(backend.Buffer):
     """Where every frame was, for the last ten seconds.
 
+    ``set_transform`` and ``set_transform_static`` raise ``RefusedException`` for a loop, a second
+    parent, and what is no finite rigid transform.
+
     Args:
         cache_time: how far back.
         node: whose clock to watch; when it jumps back, everything that moves is forgotten.
@@ -50,28 +51,6 @@ class Buffer(backend.Buffer):
             threshold = JumpThreshold(min_forward=None, min_backward=Duration(nanoseconds=-1))
             self._jump = node.get_clock().create_jump_callback(
                 threshold, post_callback=lambda _: self.clear())
-
-    def set_transform(self, transform: TransformStamped, authority: str) -> None:
-        """Add a transform that moves.
-
-        Raises:
-            RefusedException: a loop, a second parent, or not a finite rigid transform.
-        """
-        _finite(transform)
-        super().set_transform(transform, authority)
-
-    def set_transform_static(self, transform: TransformStamped, authority: str) -> None:
-        """Add a transform that holds at any time; raises like ``set_transform``."""
-        _finite(transform)
-        super().set_transform_static(transform, authority)
-
-
-def _finite(transform: TransformStamped) -> None:
-    try:
-        matrix_from_transform(transform.transform)
-    except MessageError as error:
-        raise RefusedException(
-            f'{transform.header.frame_id} -> {transform.child_frame_id}: {error}') from None
 
 
 class TransformListener(backend.TransformListener):

@@ -11,7 +11,12 @@ from tf2_msgs.msg import TFMessage
 
 from hybrid_guidance.fusion import frame_tree
 from hybrid_guidance.geometry.types import Transform
-from hybrid_guidance.ros.convert import matrix_from_transform, stamp_ns, transform_message
+from hybrid_guidance.ros.convert import (
+    MessageError,
+    matrix_from_transform,
+    stamp_ns,
+    transform_message,
+)
 
 IMPLEMENTATION = 'built-in'
 DYNAMIC_QOS = QoSProfile(depth=100)
@@ -45,10 +50,13 @@ class Buffer:
         self._add(transform, static=True)
 
     def _add(self, transform: TransformStamped, static: bool) -> None:
-        self._tree.set(transform.header.frame_id.lstrip('/'),
-                       transform.child_frame_id.lstrip('/'),
-                       stamp_ns(transform.header.stamp),
-                       matrix_from_transform(transform.transform), static)
+        parent, child = transform.header.frame_id, transform.child_frame_id
+        try:
+            matrix = matrix_from_transform(transform.transform)
+        except MessageError as error:
+            raise RefusedException(f'{parent} -> {child}: {error}') from None
+        self._tree.set(parent.lstrip('/'), child.lstrip('/'), stamp_ns(transform.header.stamp),
+                       matrix, static)
 
     def lookup_transform(self, target_frame: str, source_frame: str, time: Time,
                          timeout: Duration | None = None) -> TransformStamped:

@@ -10,7 +10,7 @@ from rclpy.time import Time
 
 from hybrid_guidance.fusion import frame_tree
 from hybrid_guidance.geometry.types import Transform
-from hybrid_guidance.ros.convert import matrix_from_transform
+from hybrid_guidance.ros.convert import MessageError, matrix_from_transform
 
 IMPLEMENTATION = 'tf2_ros'
 CACHE = Duration(seconds=10)
@@ -54,8 +54,12 @@ class Buffer(tf2_ros.Buffer):
         super().set_transform_static(transform, authority)
 
     def _check(self, transform: TransformStamped) -> None:
+        parent, child = transform.header.frame_id, transform.child_frame_id
         try:
-            self._parentage.add(transform.header.frame_id, transform.child_frame_id)
+            matrix_from_transform(transform.transform)
+            self._parentage.add(parent, child)
+        except MessageError as error:
+            raise RefusedException(f'{parent} -> {child}: {error}') from None
         except frame_tree.RefusedError as error:
             raise RefusedException(str(error)) from None
 

@@ -11,6 +11,7 @@ from hybrid_guidance.imaging.frame import Frame
 from hybrid_guidance.ros import qos
 from hybrid_guidance.ros.convert import stamp_ns, tissue_from_message, tissue_message
 from hybrid_guidance.ros.node import GuidanceNode
+from hybrid_guidance.ros.pace import Pace
 from hybrid_guidance.ros.waiting import WaitingForPose
 
 _OLD_NS = 500_000_000
@@ -30,19 +31,14 @@ class TissueTracker:
 
     def __init__(self, node: GuidanceNode, sensor: str, motion: TissueMotion,  # type: ignore[type-arg]
                  depth: float, rate: float) -> None:
-        self._motion, self._depth, self._pause_ns = motion, depth, 1e9 / rate
+        self._motion, self._depth, self._rate, self._pace = motion, depth, rate, Pace()
         self._publisher = node.create_publisher(Odometry, f'{sensor}/tissue', qos.OBSERVATION)
-        self._looked_ns: int | None = None
 
     def __call__(self, frame: Frame, frame_id: str) -> None:
         """Look at one frame, if it is time and somebody listens."""
-        # A stamp before the last one: the clock, or a recording, has started over.
-        early = self._looked_ns is not None and (
-            0 <= frame.stamp_ns - self._looked_ns < 0.9 * self._pause_ns)
-        if (early or not frame.projection.is_calibrated
-                or not self._publisher.get_subscription_count()):
+        if (not frame.projection.is_calibrated or not self._publisher.get_subscription_count()
+                or not self._pace.is_due(frame.stamp_ns, self._rate)):
             return
-        self._looked_ns = frame.stamp_ns
         shift = self._motion(frame)
         if shift is not None:
             self._publisher.publish(tissue_message(*lift_shift(

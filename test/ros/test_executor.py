@@ -187,3 +187,29 @@ def test_message_that_cannot_be_read_is_left_out(talker: Talker) -> None:
     broken = Unreadable()
     MessageExecutor(talker.node)._take(broken)
     assert not broken.heard
+
+
+def test_timer_ended_by_another_that_is_due_too_is_not_called(talker: Talker) -> None:
+    called = []
+    timers = []
+
+    def end(other: int) -> None:
+        called.append(other)
+        talker.node.destroy_timer(timers[1 - other])
+    timers += [talker.node.create_timer(0.02, lambda: end(0)),
+               talker.node.create_timer(0.02, lambda: end(1))]
+    talker.run(lambda: len(called) >= 5)
+    assert len(set(called)) == 1
+
+
+def test_timer_cancelled_by_another_that_is_due_too_is_not_called(talker: Talker) -> None:
+    called = []
+    timers = []
+
+    def cancel(other: int) -> None:
+        called.append(other)
+        timers[1 - other].cancel()
+    timers += [talker.node.create_timer(0.02, lambda: cancel(0)),
+               talker.node.create_timer(0.02, lambda: cancel(1))]
+    talker.run(lambda: len(called) >= 5)
+    assert len(set(called)) == 1

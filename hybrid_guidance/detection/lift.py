@@ -1,11 +1,13 @@
 """From a needle in pixels to a needle in space, with what the projection cannot see left open."""
 
+import math
+
 import numpy as np
 
 from hybrid_guidance.detection.line import PixelNeedle
 from hybrid_guidance.geometry.needle import NeedleEstimate
 from hybrid_guidance.geometry.projection import Projection
-from hybrid_guidance.geometry.rigid import cross, pose_along, skew
+from hybrid_guidance.geometry.rigid import cross, outer, pose_along, skew
 from hybrid_guidance.geometry.types import Array, Pixels, Points
 
 MINIMUM_RAY_DEVIATION = 0.5
@@ -93,18 +95,18 @@ def _pose(needle: PixelNeedle, projection: Projection, z: float) -> tuple[Points
     """
     to_metres = projection.metres_per_pixel(z)
     # Each column: how the pixel of the tip, and how the unit axis in the image, change.
-    pixel = np.array([needle.direction, needle.normal, (0.0, 0.0)]).T
-    axis = np.array([(0.0, 0.0), (0.0, 0.0), needle.normal]).T
+    pixel, axis = np.zeros((2, 3)), np.zeros((2, 3))
+    pixel[:, 0], pixel[:, 1], axis[:, 2] = needle.direction, needle.normal, needle.normal
     tip, ray = projection.back_project(needle.tip, z), projection.ray(needle.tip)
     shaft, shaft_change = to_metres @ needle.direction, to_metres @ axis
     shaft_on_ray = float(ray @ shaft)
     across = shaft - shaft_on_ray * ray
-    across_change = shaft_change - np.outer(ray, ray @ shaft_change)
+    across_change = shaft_change - outer(ray, ray @ shaft_change)
     if projection.is_perspective:
         ray_change = _unit_change(projection.metres_per_pixel(1.0) @ pixel, ray,
                                   1.0 / float(ray[2]))
-        across_change -= np.outer(ray, shaft @ ray_change) + shaft_on_ray * ray_change
-    length = float(np.linalg.norm(across))
+        across_change -= outer(ray, shaft @ ray_change) + shaft_on_ray * ray_change
+    length = math.hypot(*across.tolist())
     direction = across / length
     jacobian = np.empty((6, 3))
     jacobian[:3] = to_metres @ pixel
@@ -114,7 +116,7 @@ def _pose(needle: PixelNeedle, projection: Projection, z: float) -> tuple[Points
 
 def _unit_change(change: Array, unit: Array, length: float) -> Array:
     """Return how (3, N) changes of a vector of some length change the unit vector along it."""
-    return np.asarray((change - np.outer(unit, unit @ change)) / length)
+    return np.asarray((change - outer(unit, unit @ change)) / length)
 
 
 def _blind_deviations(needle: PixelNeedle, projection: Projection, depth_deviation: float,
@@ -124,7 +126,7 @@ def _blind_deviations(needle: PixelNeedle, projection: Projection, depth_deviati
         return max(depth_deviation, MINIMUM_RAY_DEVIATION), np.pi / 2.0, 0.0
     deviation = slice_thickness / _FWHM_PER_SIGMA
     shaft = projection.metres_per_pixel() @ needle.direction
-    visible = needle.length * float(np.linalg.norm(shaft))
+    visible = needle.length * math.hypot(*shaft.tolist())
     # Both ends lie in the slice, each with this deviation on its own.
     tilt = min(2.0**0.5 * deviation / visible, np.pi / 2.0)
     return deviation, tilt, -deviation / (visible * tilt)

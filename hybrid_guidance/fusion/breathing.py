@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hybrid_guidance.geometry.rigid import transform
+from hybrid_guidance.geometry.rigid import outer, transform
 from hybrid_guidance.geometry.types import Array, Points, Transform
 
 BLIND = 0.05
@@ -84,6 +84,7 @@ class Breathing:
         self._base, self._resting = np.zeros(3), np.zeros(3)
         self._pull, self._pull_variance, self._residual = 0.0, _PULL**2, 0.0
         self._learnt_ns = 0
+        self._asked: tuple[int, Displacement | None] | None = None
 
     @property
     def newest_ns(self) -> int | None:
@@ -97,6 +98,7 @@ class Breathing:
 
     def add(self, sight: TissueSight) -> None:
         """Take what a sensor saw."""
+        self._asked = None
         begun = self._begun.get(sight.source)
         anew = begun is None or begun.reference_ns != sight.reference_ns or float(
             np.linalg.norm(sight.mount[:3, 3] - begun.mount[:3, 3])) > self._still
@@ -117,6 +119,12 @@ class Breathing:
 
         Between two sights it is interpolated, a little ahead of the last it is foretold.
         """
+        # Asked more than once for each needle.
+        if self._asked is None or self._asked[0] != stamp_ns:
+            self._asked = stamp_ns, self._at(stamp_ns)
+        return self._asked[1]
+
+    def _at(self, stamp_ns: int) -> Displacement | None:
         moved = self._lead_at(stamp_ns)
         if moved is None:
             return None
@@ -125,7 +133,7 @@ class Breathing:
         across = self._pull_variance * away**2 + self._residual**2
         return Displacement(
             offset + self._pull * float(self._axis @ offset) * normal,
-            self._covariance + doubt**2 * np.eye(3) + across * np.outer(normal, normal))
+            self._covariance + doubt**2 * np.eye(3) + across * outer(normal, normal))
 
     def rest(self) -> Displacement:
         """Return the same where the patient is at rest, as it was registered."""

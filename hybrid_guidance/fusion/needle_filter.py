@@ -19,12 +19,12 @@ import math
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from hybrid_guidance.geometry.needle import NeedleEstimate
-from hybrid_guidance.geometry.rigid import cross, perpendiculars, pose_along, skew
+from hybrid_guidance.geometry.rigid import cross, outer, perpendiculars, pose_along, skew
 from hybrid_guidance.geometry.types import Array, Points, Transform
 
 BLIND_ROTATION = 0.6
@@ -34,6 +34,7 @@ ROLL_VARIANCE = np.pi**2 / 3.0
 """rad²: of a uniform roll; a straight shaft looks the same from every side."""
 
 TIP, DIRECTION, SPEED, CORE = slice(0, 3), slice(3, 5), 5, 6
+_SIX = np.eye(6)
 _AGAINST = -0.3
 """Cosine between two directions below which they point to opposite ends of a line."""
 
@@ -194,6 +195,7 @@ class NeedleFilter:
         self._noise[DIRECTION], self._noise[SPEED] = motion.direction**2, motion.speed**2
         for index, block in enumerate(self._calibration):
             self._noise[_place(index)] = motion.calibration**2 * np.diag(block)
+        self._identity = np.eye(self._size)
         self._gate = gate
         self._horizon_ns = int(horizon_s * 1e9)
         self._log: list[_Entry] = []
@@ -269,7 +271,7 @@ class NeedleFilter:
         turn[0, 0] = turn[1, 1] = turn[2, 2] = 1.0
         turn[3:, 3], turn[3:, 4] = second, -first
         covariance = turn @ state.covariance[:5, :5] @ turn.T
-        covariance[3:, 3:] += ROLL_VARIANCE * np.outer(state.direction, state.direction)
+        covariance[3:, 3:] += ROLL_VARIANCE * outer(state.direction, state.direction)
         return NeedleEstimate(pose_along(state.tip, state.direction), covariance)
 
     def _start(self, observation: Observation) -> Update:
@@ -297,7 +299,7 @@ class NeedleFilter:
         pick[:3, :3], pick[3:, 3:] = np.eye(3), turns.T
         covariance[:5, :5] += pick @ needle.covariance @ pick.T
         ending = self._endings[source]
-        covariance[TIP, TIP] += (1.0 - ending.tip) * ending.stray**2 * np.outer(
+        covariance[TIP, TIP] += (1.0 - ending.tip) * ending.stray**2 * outer(
             needle.direction, needle.direction)
         state = State(observation.stamp_ns, needle.tip, needle.direction, 0.0,
                       np.zeros((len(self._sources), 6)),
@@ -313,7 +315,7 @@ class NeedleFilter:
         motion, along = self._motion, state.direction
         slowed = math.exp(-abs(dt) / motion.pause)
         first, second = perpendiculars(along)
-        step = np.eye(self._size)
+        step = self._identity.copy()
         step[TIP, 3], step[TIP, 4] = dt * state.speed * first, dt * state.speed * second
         step[TIP, SPEED], step[SPEED, SPEED] = dt * along, slowed
         covariance = step @ state.covariance @ step.T
@@ -321,7 +323,7 @@ class NeedleFilter:
         diagonal = covariance.reshape(-1)[::self._size + 1]
         diagonal += abs(dt) * self._noise
         diagonal[TIP] += abs(dt) * motion.tip**2
-        covariance[TIP, TIP] += abs(dt) * (motion.slip**2 - motion.tip**2) * np.outer(along, along)
+        covariance[TIP, TIP] += abs(dt) * (motion.slip**2 - motion.tip**2) * outer(along, along)
         if asked:
             shift = max((item.shift for item in asked), key=_length)
             covariance[TIP, TIP] += abs(dt) * motion.obey * _spread(shift)
@@ -352,7 +354,7 @@ class NeedleFilter:
         if float(needle.direction @ state.direction) < _AGAINST:
             return state, Update(False, distance, (
                 'in line with the needle, but it points the other way'))
-        row, offset, noise_along = self._ending(state, needle, source, effect)
+        row, offset, noise_along = self._ending(state.tip, state.errors, needle, source, effect)
         stray = float(row @ state.covariance @ row) + noise_along + self._endings[source].stray**2
         ahead = self._endings[source].sure and offset < -FURTHEST
         if ahead or offset**2 > self._gate * stray:
@@ -360,9 +362,9 @@ class NeedleFilter:
                 f'in line with the needle, but it ends {abs(offset) * 1e3:.0f} mm '
                 f'{"beyond" if offset > 0.0 else "before"} it: another line'))
         gain = solved[:, 1:].T
-        keep = np.eye(self._size) - gain @ jacobian
+        keep = self._identity - gain @ jacobian
         covariance = keep @ state.covariance @ keep.T + gain @ noise @ gain.T
-        state = self._end(_corrected(state, gain @ residual, covariance), needle, source, effect)
+        state = self._end(state, gain @ residual, covariance, needle, source, effect)
         return state, Update(True, distance, state=state)
 
     def _weakened(self, state: State, observation: Observation, source: int) -> NeedleEstimate:
@@ -377,32 +379,42 @@ class NeedleFilter:
         needle = observation.needle
         blind = np.linalg.eigh(needle.covariance[:3, :3])[1][:, -1]
         turn = cross(blind, needle.direction)
-        stretch = np.eye(6)
-        stretch[:3, :3] += factor * np.outer(blind, blind)
-        stretch[3:, 3:] += factor / max(float(turn @ turn), 1e-12) * np.outer(turn, turn)
+        stretch = _SIX.copy()
+        stretch[:3, :3] += factor * outer(blind, blind)
+        stretch[3:, 3:] += factor / max(float(turn @ turn), 1e-12) * outer(turn, turn)
         return NeedleEstimate(needle.pose, stretch @ needle.covariance @ stretch.T,
                               needle.probability)
 
-    def _ending(self, state: State, needle: NeedleEstimate, source: int, effect: Array
-                ) -> tuple[Array, float, float]:
+    def _ending(self, tip: Points, errors: Array, needle: NeedleEstimate, source: int,
+                effect: Array) -> tuple[Array, float, float]:
         """Return row (size,) of the visible end along the shaft, how far off it is, its noise."""
         along, row = needle.direction, np.zeros(self._size)
         row[TIP], row[_place(source)] = along, along @ effect[:3]
-        offset = float(along @ (needle.tip - state.tip)
-                       - row[_place(source)] @ state.errors[source])
+        offset = float(along @ (needle.tip - tip) - row[_place(source)] @ errors[source])
         return row, offset, float(along @ needle.covariance[:3, :3] @ along)
 
-    def _end(self, state: State, needle: NeedleEstimate, source: int, effect: Array) -> State:
-        """Take the visible end of the shaft, which may be the tip."""
+    def _end(self, state: State, change: Array, covariance: Array, needle: NeedleEstimate,
+             source: int, effect: Array) -> State:
+        """Take the visible end of the shaft, which may be the tip, after its line.
+
+        Args:
+            state: before its line was taken.
+            change: (size,) by the line.
+            covariance: (size, size) after the line.
+            needle: what was seen.
+            source: by which.
+            effect: (6, 6) of its calibration's error.
+        """
         ending = self._endings[source]
-        row, offset, noise = self._ending(state, needle, source, effect)
-        known = row @ state.covariance
+        row, offset, noise = self._ending(
+            state.tip + change[TIP], state.errors + change[CORE:].reshape(state.errors.shape),
+            needle, source, effect)
+        known = row @ covariance
         before = float(known @ row)
         spread = before + noise
-        inflated = state.covariance
         if ending.sure and offset**2 > OVERRULED**2 * spread:
             # The two cannot both be right, and this end is: the estimate is as wrong as it shows.
-            inflated = inflated + (offset**2 / before - 1.0) * np.outer(known, known) / before
+            covariance += (offset**2 / before - 1.0) / before * outer(known, known)
             before, known = offset**2, known * offset**2 / before
             spread = before + noise
         trust = min(max(float(state.ends[source]), 1.0 - ending.tip), ending.tip)
@@ -414,11 +426,11 @@ class NeedleFilter:
             belief = trust + (belief - trust) * min(since / ending.memory, 1.0)
         gain = known / spread
         shrunk = belief * (1.0 - belief) * offset**2 - belief * spread
-        covariance = inflated + shrunk * np.outer(gain, gain)
+        covariance += shrunk * outer(gain, gain)
         ends = state.ends.copy()
         ends[source] = belief
-        return replace(_corrected(state, belief * offset * gain, covariance), ends=ends,
-                       seen_ns=_seen(state.seen_ns, source, state.stamp_ns))
+        return _corrected(state, change + belief * offset * gain, covariance, ends,
+                          _seen(state.seen_ns, source, state.stamp_ns))
 
     def _line(self, state: State, needle: NeedleEstimate, source: int, effect: Array, axes: Array
               ) -> tuple[Array, Array, Array]:
@@ -466,7 +478,8 @@ def _effect(observation: Observation) -> Array:
     return effect
 
 
-def _corrected(state: State, change: Array, covariance: Array) -> State:
+def _corrected(state: State, change: Array, covariance: Array, ends: Array,
+               seen_ns: tuple[int, ...]) -> State:
     """Return a state changed by what was found; ``covariance``, of before, is taken over."""
     basis = np.array(perpendiculars(state.direction))
     direction = state.direction + change[DIRECTION] @ basis
@@ -478,7 +491,7 @@ def _corrected(state: State, change: Array, covariance: Array) -> State:
     return State(state.stamp_ns, state.tip + change[TIP], direction,
                  state.speed + float(change[SPEED]),
                  state.errors + change[CORE:].reshape(state.errors.shape),
-                 state.ends, state.seen_ns, covariance)
+                 ends, seen_ns, covariance)
 
 
 def _length(vector: Array) -> float:
@@ -488,7 +501,7 @@ def _length(vector: Array) -> float:
 
 def _spread(way: Array) -> Array:
     """Return v vᵀ / |v|: times a speed it is the variance per second of going all of v or none."""
-    return np.outer(way, way) / max(_length(way), 1e-12)
+    return outer(way, way) / max(_length(way), 1e-12)
 
 
 def _density(offset: float, variance: float) -> float:
@@ -500,6 +513,10 @@ def _seen_axes(needle: NeedleEstimate) -> Array:
     """(m, 3), m <= 2: unit vectors that the shaft was seen to be perpendicular to."""
     first, second = perpendiculars(needle.direction)
     turns = np.array([second, -first])
-    variances, vectors = np.linalg.eigh(turns @ needle.covariance[3:, 3:] @ turns.T)
-    seen = variances < BLIND_ROTATION**2
-    return np.asarray((vectors.T @ np.array([first, second]))[seen])
+    (a, b), (_, d) = (turns @ needle.covariance[3:, 3:] @ turns.T).tolist()
+    # The two principal axes lie this far from the first, and at right angles to that.
+    angle = 0.5 * math.atan2(2.0 * b, a - d)
+    cosine, sine = math.cos(angle), math.sin(angle)
+    mean, half = 0.5 * (a + d), 0.5 * math.hypot(a - d, 2.0 * b)
+    axes = np.array([[-sine, cosine], [cosine, sine]]) @ np.array([first, second])
+    return axes[:(mean - half < BLIND_ROTATION**2) + (mean + half < BLIND_ROTATION**2)]

@@ -1,9 +1,11 @@
 """One projection for both modalities: a 3x4 matrix takes metres in the sensor to pixels."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
+from hybrid_guidance.geometry.rigid import outer
 from hybrid_guidance.geometry.types import Array, Pixels, Points
 
 
@@ -57,7 +59,7 @@ class Projection:
         """Whether pixels mean something in metres (``k[0] != 0`` on the wire)."""
         return bool(self.matrix[0, 0] != 0.0)
 
-    @property
+    @cached_property
     def is_perspective(self) -> bool:
         """Whether rays diverge from a point; otherwise they are parallel to z."""
         return bool(self.matrix[2, 2] != 0.0)
@@ -88,14 +90,20 @@ class Projection:
         scale = points[..., 2:]
         across = pixels * scale if self.is_perspective else pixels
         across = across - (scale * self.matrix[:2, 2] + self.matrix[:2, 3])
-        points[..., :2] = across @ _inverse(self.matrix[:2, :2]).T
+        points[..., :2] = across @ self._metres_per_pixel[:2].T
         return points
 
     def metres_per_pixel(self, depth: float = 0.0) -> Array:
         """Return the (3, 2) derivative of ``back_project`` by the pixel, at a depth in metres."""
+        derivative = self._metres_per_pixel
+        return derivative * depth if self.is_perspective else derivative
+
+    @cached_property
+    def _metres_per_pixel(self) -> Array:
         derivative = np.zeros((3, 2))
         derivative[:2] = _inverse(self.matrix[:2, :2])
-        return derivative * depth if self.is_perspective else derivative
+        derivative.setflags(write=False)
+        return derivative
 
     def ray(self, pixel: Pixels) -> Array:
         """Return the (3,) unit direction, in the sensor frame, that a (2,) pixel looks along."""
@@ -108,7 +116,7 @@ class Projection:
         """Return the (2, 3) derivative of the pixel by a (3,) point, in pixels per metre."""
         homogeneous = self.matrix[:, :3] @ point + self.matrix[:, 3]
         pixel = homogeneous[:2] / homogeneous[2]
-        return np.asarray((self.matrix[:2, :3] - np.outer(pixel, self.matrix[2, :3]))
+        return np.asarray((self.matrix[:2, :3] - outer(pixel, self.matrix[2, :3]))
                           / homogeneous[2])
 
     def contains(self, pixels: Pixels, margin: float = 0.0) -> Array:

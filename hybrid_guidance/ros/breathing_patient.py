@@ -19,6 +19,8 @@ from hybrid_guidance.ros.convert import (
 from hybrid_guidance.ros.node import GuidanceNode
 from hybrid_guidance.ros.tissue import TissueWatch
 
+_RECENT_NS = 100_000_000
+
 SENSORS = {'fluoroscopy': 'fluoroscopy_optical_frame', 'ultrasound': 'ultrasound_image'}
 
 
@@ -40,6 +42,7 @@ class BreathingPatient:
             ready: Callable[[], None]) -> None:
         self._calibrations, self._watched, self._ready = calibrations, watched, ready
         self._broadcaster = tf.TransformBroadcaster(node)
+        self._shown_ns = 0
         self._pose = node.create_publisher(
             PoseWithCovarianceStamped, 'needle/pose', qos.OBSERVATION)
         self.tissue = TissueWatch(
@@ -60,6 +63,7 @@ class BreathingPatient:
             self._pose.publish(needle_message(self._watched().in_patient(
                 needle, still_T_patient, registration.covariance + breathing.rest_covariance()),
                 'patient', stamp))
+        self._shown_ns = stamp
         # First what guides; where it is in the room comes after.
         world_T_still = breathing.world_T_still(stamp)
         if still_T_patient is not None:
@@ -72,7 +76,9 @@ class BreathingPatient:
                 if self.moves else [])
 
     def _on_breath(self, stamp: int) -> None:
-        if registration := self._calibrations().get('patient'):
+        registration = self._calibrations().get('patient')
+        # A needle that is shown brings the patient along.
+        if registration and abs(stamp - self._shown_ns) > _RECENT_NS:
             self._broadcaster.sendTransform(self._patient_at(
                 stamp, self.tissue.world_T_patient(registration.transform, stamp)))
         self._ready()

@@ -3,6 +3,9 @@
 import contextlib
 import ctypes
 import os
+import platform
+import struct
+import sys
 from pathlib import Path
 
 from hybrid_guidance.resources import resource
@@ -36,6 +39,24 @@ def yield_to_others(niceness: int = 10) -> None:
     if os.getsid(0) == os.getpid():
         with contextlib.suppress(OSError):
             Path('/proc/self/autogroup').write_text(str(niceness))
+
+
+def answer_at_once(slice_ns: int = 100_000) -> None:
+    """Let this process have a processor as soon as something arrives for it.
+
+    Linux (6.12 and later) lets what wakes up run before what runs, where its time slice is the
+    shorter (sched_setattr(2)); a node works for a few milliseconds, and others may go on soon.
+    Threads begun later inherit it. Elsewhere nothing changes.
+
+    Args:
+        slice_ns: least share of time before others have their turn; usually 1 to 3 million.
+    """
+    call = {'x86_64': 314, 'aarch64': 274}.get(platform.machine())
+    if sys.platform != 'linux' or call is None:
+        return
+    normal = struct.pack('=IIQiIQQQ', 48, 0, 0, os.getpriority(os.PRIO_PROCESS, 0), 0, slice_ns,
+                         0, 0)
+    ctypes.CDLL(None).syscall(call, 0, normal, 0)
 
 
 def keep_memory(size: int = 1 << 28) -> None:

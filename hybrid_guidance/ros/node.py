@@ -202,6 +202,8 @@ def run(node_type: Callable[[], Node], *, background: bool = False) -> None:
     environment.keep_memory()
     if background:
         environment.yield_to_others()
+    else:
+        environment.answer_at_once()
     end_with_parent()
     # One thread for each node: the graph itself is the parallelism on few cores.
     cv2.setNumThreads(1)
@@ -209,9 +211,11 @@ def run(node_type: Callable[[], Node], *, background: bool = False) -> None:
     node = None
     try:
         node = node_type()
-        # What start-up made stays; scanning it again and again would delay images.
+        # What start-up made stays; scanning it again and again would delay images. So would
+        # looking for rings of garbage after every few messages: there are hardly any.
         gc.collect()
         gc.freeze()
+        gc.set_threshold(20_000, 50, 100)
         MessageExecutor(node).spin()
     except (KeyboardInterrupt, ExternalShutdownException):
         pass

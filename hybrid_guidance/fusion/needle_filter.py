@@ -20,6 +20,7 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -147,6 +148,11 @@ class State:
     seen_ns: tuple[int, ...]
     covariance: Array
 
+    @cached_property
+    def basis(self) -> Array:
+        """(2, 3) unit vectors that span the tangent plane of the direction."""
+        return np.array(perpendiculars(self.direction))
+
 
 @dataclass(frozen=True)
 class Update:
@@ -265,7 +271,7 @@ class NeedleFilter:
 
     def estimate(self, state: State) -> NeedleEstimate:
         """Return a state as a needle with its (6, 6) pose covariance."""
-        first, second = perpendiculars(state.direction)
+        first, second = state.basis
         # A step along `first` is a turn about `second`; along `second`, about -`first`.
         turn = np.zeros((6, 5))
         turn[0, 0] = turn[1, 1] = turn[2, 2] = 1.0
@@ -314,7 +320,7 @@ class NeedleFilter:
             return state
         motion, along = self._motion, state.direction
         slowed = math.exp(-abs(dt) / motion.pause)
-        first, second = perpendiculars(along)
+        first, second = basis = state.basis
         step = self._identity.copy()
         step[TIP, 3], step[TIP, 4] = dt * state.speed * first, dt * state.speed * second
         step[TIP, SPEED], step[SPEED, SPEED] = dt * along, slowed
@@ -327,7 +333,7 @@ class NeedleFilter:
         if asked:
             shift = max((item.shift for item in asked), key=_length)
             covariance[TIP, TIP] += abs(dt) * motion.obey * _spread(shift)
-            turn = np.array([first, second]) @ max((item.turn for item in asked), key=_length)
+            turn = basis @ max((item.turn for item in asked), key=_length)
             covariance[DIRECTION, DIRECTION] += abs(dt) * motion.turn * _spread(turn)
         return State(stamp_ns, state.tip + dt * state.speed * along, along, slowed * state.speed,
                      state.errors, state.ends, state.seen_ns, covariance)
@@ -440,7 +446,7 @@ class NeedleFilter:
         cross squarely.
         """
         # The true shaft is perpendicular to `axis`; an error of rotation enters by `turn`.
-        across = np.array(perpendiculars(needle.direction))
+        across = needle.basis
         select = np.zeros((2 + len(axes), 6))
         select[:2, :3], select[2:, 3:] = across, axes @ skew(needle.direction).T
         jacobian = np.zeros((len(select), self._size))
@@ -449,7 +455,7 @@ class NeedleFilter:
         residual[:2] += across @ (needle.tip - state.tip)
         residual[2:] -= axes @ state.direction
         jacobian[:2, TIP] = across
-        jacobian[2:, DIRECTION] = axes @ np.array(perpendiculars(state.direction)).T
+        jacobian[2:, DIRECTION] = axes @ state.basis.T
         return residual, jacobian, select @ needle.covariance @ select.T
 
     def _forget(self) -> None:
@@ -481,7 +487,7 @@ def _effect(observation: Observation) -> Array:
 def _corrected(state: State, change: Array, covariance: Array, ends: Array,
                seen_ns: tuple[int, ...]) -> State:
     """Return a state changed by what was found; ``covariance``, of before, is taken over."""
-    basis = np.array(perpendiculars(state.direction))
+    basis = state.basis
     direction = state.direction + change[DIRECTION] @ basis
     direction /= np.linalg.norm(direction)
     # The tangent plane turned with the direction; its axes must follow.
@@ -511,12 +517,12 @@ def _density(offset: float, variance: float) -> float:
 
 def _seen_axes(needle: NeedleEstimate) -> Array:
     """(m, 3), m <= 2: unit vectors that the shaft was seen to be perpendicular to."""
-    first, second = perpendiculars(needle.direction)
+    first, second = needle.basis
     turns = np.array([second, -first])
     (a, b), (_, d) = (turns @ needle.covariance[3:, 3:] @ turns.T).tolist()
     # The two principal axes lie this far from the first, and at right angles to that.
     angle = 0.5 * math.atan2(2.0 * b, a - d)
     cosine, sine = math.cos(angle), math.sin(angle)
     mean, half = 0.5 * (a + d), 0.5 * math.hypot(a - d, 2.0 * b)
-    axes = np.array([[-sine, cosine], [cosine, sine]]) @ np.array([first, second])
+    axes = np.array([[-sine, cosine], [cosine, sine]]) @ needle.basis
     return axes[:(mean - half < BLIND_ROTATION**2) + (mean + half < BLIND_ROTATION**2)]

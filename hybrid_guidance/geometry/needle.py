@@ -1,9 +1,11 @@
 """The needle: a pose whose +z runs along the shaft to the tip, and what is known of it."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
+from hybrid_guidance.geometry.rigid import perpendiculars
 from hybrid_guidance.geometry.types import Array, Points, Transform
 
 
@@ -30,6 +32,11 @@ class NeedleEstimate:
     def direction(self) -> Array:
         """The (3,) unit insertion direction."""
         return np.asarray(self.pose[:3, 2])
+
+    @cached_property
+    def basis(self) -> Array:
+        """(2, 3) unit vectors across the shaft."""
+        return np.array(perpendiculars(self.direction))
 
 
 def shaft(pose: Transform, length: float) -> Points:

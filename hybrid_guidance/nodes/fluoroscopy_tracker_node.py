@@ -70,7 +70,8 @@ class FluoroscopyTrackerNode(GuidanceNode[FluoroscopyTrackerParameters]):
 
 def main() -> None:
     """Run the node."""
-    run(FluoroscopyTrackerNode)
+    # An X-ray stays true while the ultrasound of this moment is looked at.
+    run(FluoroscopyTrackerNode, niceness=5)
 
 
 if __name__ == '__main__':

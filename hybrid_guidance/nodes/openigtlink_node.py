@@ -157,7 +157,7 @@ class OpenigtlinkNode(GuidanceNode[OpenigtlinkParameters]):
 
 def main() -> None:
     """Run the node."""
-    run(OpenigtlinkNode, background=True)
+    run(OpenigtlinkNode, niceness=10)
 
 
 if __name__ == '__main__':

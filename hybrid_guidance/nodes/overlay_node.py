@@ -197,7 +197,7 @@ class OverlayNode(GuidanceNode[OverlayParameters]):
 
 def main() -> None:
     """Run the node."""
-    run(OverlayNode, background=True)
+    run(OverlayNode, niceness=10)
 
 
 if __name__ == '__main__':

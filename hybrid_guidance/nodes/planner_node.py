@@ -200,7 +200,8 @@ class PlannerNode(GuidanceNode[PlannerParameters]):
 
 def main() -> None:
     """Run the node."""
-    run(PlannerNode)
+    # Nobody steers by a plan before the needle that it is made for is known.
+    run(PlannerNode, niceness=5)
 
 
 if __name__ == '__main__':

@@ -102,7 +102,7 @@ class RecorderNode(GuidanceNode[RecorderParameters]):
 
 def main() -> None:
     """Run the node."""
-    run(RecorderNode, background=True)
+    run(RecorderNode, niceness=10)
 
 
 if __name__ == '__main__':

@@ -26,7 +26,7 @@ def prepare(environment: dict[str, str] | None = None) -> None:
         target['FASTDDS_DEFAULT_PROFILES_FILE'] = str(resource('config/fastdds.xml'))
 
 
-def yield_to_others(niceness: int = 10) -> None:
+def yield_to_others(niceness: int) -> None:
     """Let this process use a processor only when no node that guides wants it.
 
     Linux compares niceness within a session only, where it groups processes by session, so a

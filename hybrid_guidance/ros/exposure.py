@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from diagnostic_msgs.msg import DiagnosticStatus
 from geometry_msgs.msg import PointStamped
 from std_msgs.msg import Float64
@@ -46,7 +47,7 @@ class ExposureAdviser:
 
     def __init__(self, node: GuidanceNode[Any], source: str) -> None:
         self._node, self._source = node, source
-        self._danger: tuple[Points, int] | None = None
+        self._nearest: PointStamped | None = None
         self._dose, self._kerma = math.nan, math.nan
         self._advice = node.create_publisher(
             DiagnosticStatus, 'fusion/exposure_advice', qos.OBSERVATION)
@@ -58,20 +59,28 @@ class ExposureAdviser:
         """Say whether to expose now."""
         if not self._advice.get_subscription_count():
             return
-        now, danger = self._node.now_ns(), None
-        if self._danger is not None and 0 <= now - self._danger[1] < FRESH_NS:
-            danger = self._danger[0]
+        now = self._node.now_ns()
         self._advice.publish(advice_message(advise(
-            fusion, now, self._source, self._node.parameters.limits, danger, self._dose)))
+            fusion, now, self._source, self._node.parameters.limits, self._danger(now),
+            self._dose)))
 
     def _on_nearest(self, message: PointStamped) -> None:
-        """Remember where the danger is, in the axes of the world."""
-        stamp = stamp_ns(message.header.stamp)
+        point_array(message.point)  # Refuse what is not finite.
+        self._nearest = message
+
+    def _danger(self, now: int) -> Points | None:
+        """Return (3,) m from the tip to what is nearest to it, in the axes of the world."""
+        if self._nearest is None:
+            return None
+        head = self._nearest.header
+        stamp = stamp_ns(head.stamp)
+        if not 0 <= now - stamp < FRESH_NS:
+            return None
         try:
-            world_T_frame = self._node.lookup('world', message.header.frame_id, stamp)
+            world_T_frame = self._node.lookup('world', head.frame_id, stamp)
         except tf.TransformException:
-            return  # The pose of that moment is on its way, or gone; the next one will do.
-        self._danger = world_T_frame[:3, :3] @ point_array(message.point), stamp
+            return None  # The pose of that moment is on its way, or gone; the next one will do.
+        return np.asarray(world_T_frame[:3, :3] @ point_array(self._nearest.point))
 
     def _on_kerma(self, message: Float64) -> None:
         """Take what the last exposure has added."""

@@ -191,17 +191,17 @@ class _Pairs:
             waiting.pop(next(iter(waiting)))
 
 
-def run(node_type: Callable[[], Node], *, background: bool = False) -> None:
+def run(node_type: Callable[[], Node], *, niceness: int = 0) -> None:
     """Run one node until it is told to stop; what every node's ``main`` does.
 
     Args:
         node_type: makes the node.
-        background: whether it must leave the processors to nodes that guide.
+        niceness: from 0 (it guides) to 19: how far it leaves the processors to those that do.
     """
     environment.prepare()
     environment.keep_memory()
-    if background:
-        environment.yield_to_others()
+    if niceness:
+        environment.yield_to_others(niceness)
     else:
         environment.answer_at_once()
     end_with_parent()

@@ -137,9 +137,16 @@ def sink(kind: str) -> None:
 
 
 def start(role: str, *arguments: str) -> subprocess.Popen:
-    """Start this file in another role."""
+    """Start this file in another role.
+
+    In a session of its own, as every node is: Linux shares the processors between sessions first,
+    and four roles in one would starve beside the nodes, and lose images.
+    """
+    from hybrid_guidance.supervisor import PARENT
     return subprocess.Popen([sys.executable, __file__, '--role', role, *arguments], text=True,
-                            stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+                            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                            start_new_session=True,
+                            env={**os.environ, PARENT: str(os.getpid())})
 
 
 def measure(seconds: float):
@@ -214,7 +221,10 @@ def main() -> int:
                         default='report')
     arguments = parser.parse_args()
     from hybrid_guidance.ros import environment
+    from hybrid_guidance.supervisor import end_with_parent
     environment.prepare()
+    if arguments.role != 'report':
+        end_with_parent()
     if arguments.role == 'source':
         source(arguments.seconds)
     elif arguments.role in SINKS:

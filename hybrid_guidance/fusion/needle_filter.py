@@ -54,7 +54,8 @@ class Observation:
         source: name of the sensor.
         stamp_ns: acquisition time.
         needle: pose and covariance (of the image and the tracker, without the calibration).
-        mount: (4, 4) pose of the tracked body that carries the sensor, in the filter's frame.
+        mount: (4, 4) the axes of the tracked body that carries the sensor, at the sensor's
+            origin, in the filter's frame: about it the calibration's error turns.
     """
 
     source: str
@@ -71,7 +72,9 @@ class Motion:
         tip: m/√s, sideways.
         slip: m/√s, along the shaft, beside the speed.
         direction: rad/√s.
-        speed: m/s/√s, insertion speed.
+        speed: m/s/√s, insertion speed, where nobody is known to lead the needle.
+        disobey: the same of a needle that is led, but not asked to advance or to withdraw.
+        stride: m, what it must be asked to advance for its speed to change as freely as unled.
         obey: m/s, how fast a needle that is led goes sideways where it is asked to.
         turn: rad/s, how fast it turns where it is asked to.
         linger: s, for how long it may go on to where it was asked to.
@@ -84,6 +87,8 @@ class Motion:
     slip: float = 0.0003
     direction: float = 0.02
     speed: float = 0.010
+    disobey: float = 0.001
+    stride: float = 0.001
     obey: float = 0.006
     turn: float = 0.10
     linger: float = 0.6
@@ -99,11 +104,13 @@ class Asked:
     Attributes:
         stamp_ns: of the estimate that it was asked to change.
         shift: (3,) m, where to bring the tip, sideways.
+        advance: m, how far along the shaft, negative to withdraw.
         turn: (3,) change of the unit direction.
     """
 
     stamp_ns: int
     shift: Array
+    advance: float
     turn: Array
 
 
@@ -198,7 +205,7 @@ class NeedleFilter:
         self._motion = motion = motion or Motion()
         self._size = CORE + 6 * len(self._sources)
         self._noise = np.zeros(self._size)
-        self._noise[DIRECTION], self._noise[SPEED] = motion.direction**2, motion.speed**2
+        self._noise[DIRECTION] = motion.direction**2
         for index, block in enumerate(self._calibration):
             self._noise[_place(index)] = motion.calibration**2 * np.diag(block)
         self._identity = np.eye(self._size)
@@ -211,7 +218,7 @@ class NeedleFilter:
         """Take where whoever holds the needle is asked to bring it.
 
         A sensor that is blind sideways does not show whether it was done; until another does,
-        both must be thought possible.
+        both must be thought possible. Along the shaft a needle goes hardly anywhere unasked.
 
         Args:
             stamp_ns: of the estimate that this comes of.
@@ -220,7 +227,8 @@ class NeedleFilter:
         state = self.predict(stamp_ns)
         if state is not None:
             way, along = pose[:3, 3] - state.tip, state.direction
-            self._asked.append(Asked(stamp_ns, way - (way @ along) * along,
+            advance = float(way @ along)
+            self._asked.append(Asked(stamp_ns, way - advance * along, advance,
                                      pose[:3, 2] - along))
 
     @property
@@ -329,12 +337,13 @@ class NeedleFilter:
         diagonal = covariance.reshape(-1)[::self._size + 1]
         diagonal += abs(dt) * self._noise
         diagonal[TIP] += abs(dt) * motion.tip**2
+        diagonal[SPEED] += abs(dt) * self._restless(asked)**2
         covariance[TIP, TIP] += abs(dt) * (motion.slip**2 - motion.tip**2) * outer(along, along)
         if asked:
             shift = max((item.shift for item in asked), key=_length)
-            covariance[TIP, TIP] += abs(dt) * motion.obey * _spread(shift)
+            covariance[TIP, TIP] += abs(dt) * self._spread(shift, motion.obey)
             turn = basis @ max((item.turn for item in asked), key=_length)
-            covariance[DIRECTION, DIRECTION] += abs(dt) * motion.turn * _spread(turn)
+            covariance[DIRECTION, DIRECTION] += abs(dt) * self._spread(turn, motion.turn)
         return State(stamp_ns, state.tip + dt * state.speed * along, along, slowed * state.speed,
                      state.errors, state.ends, state.seen_ns, covariance)
 
@@ -343,6 +352,22 @@ class NeedleFilter:
         linger = int(self._motion.linger * 1e9)
         return [item for item in self._asked
                 if min(begin_ns, end_ns) - linger <= item.stamp_ns <= max(begin_ns, end_ns)]
+
+    def _restless(self, asked: list[Asked]) -> float:
+        """Return how freely the insertion speed may change, m/s/√s."""
+        motion = self._motion
+        if not asked:
+            return motion.speed
+        share = min(max(abs(item.advance) for item in asked) / motion.stride, 1.0)
+        return motion.disobey + share * (motion.speed - motion.disobey)
+
+    def _spread(self, way: Array, speed: float) -> Array:
+        """Return the variance per second of going all of a way or nothing of it.
+
+        It was done when its command is no longer heard: |v|² is all that comes of it.
+        """
+        length = max(_length(way), 1e-12)
+        return min(speed / length, 1.0 / self._motion.linger) * outer(way, way)
 
     def _step(self, state: State, observation: Observation) -> tuple[State, Update]:
         state = self._predicted(state, observation.stamp_ns)
@@ -503,11 +528,6 @@ def _corrected(state: State, change: Array, covariance: Array, ends: Array,
 def _length(vector: Array) -> float:
     """Return the length of a vector."""
     return math.sqrt(float(vector @ vector))
-
-
-def _spread(way: Array) -> Array:
-    """Return v vᵀ / |v|: times a speed it is the variance per second of going all of v or none."""
-    return outer(way, way) / max(_length(way), 1e-12)
 
 
 def _density(offset: float, variance: float) -> float:

@@ -8,7 +8,7 @@ import numpy as np
 from hybrid_guidance.fusion.needle_filter import Observation
 from hybrid_guidance.geometry.covariance import compose, rotate
 from hybrid_guidance.geometry.needle import NeedleEstimate
-from hybrid_guidance.geometry.rigid import inverse, skew
+from hybrid_guidance.geometry.rigid import inverse, skew, transform
 from hybrid_guidance.geometry.types import Array, Points, Transform
 
 
@@ -95,5 +95,7 @@ def observe(source: str, stamp_ns: int, needle: NeedleEstimate, mount_T_sensor: 
     mount_T_needle = mount_T_sensor @ needle.pose
     covariance = compose(world_T_mount, tracking, mount_T_needle,
                          rotate(mount_T_sensor, needle.covariance))
+    world_T_sensor = world_T_mount @ mount_T_sensor
     return Observation(source, stamp_ns, NeedleEstimate(
-        world_T_mount @ mount_T_needle, covariance, needle.probability), world_T_mount)
+        world_T_mount @ mount_T_needle, covariance, needle.probability),
+        transform(world_T_mount[:3, :3], world_T_sensor[:3, 3]))

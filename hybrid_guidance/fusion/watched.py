@@ -208,23 +208,37 @@ class WatchedFusion:
         if last is None or abs(since) > 10.0:
             return
         moved = state.tip - last.tip - since * last.speed * last.direction
-        size = float(np.linalg.norm(moved))
-        if since > 0.0:
-            # What is taken for movement, a little in each image, was one step when it adds up.
-            self._drift = math.exp(-since / _DRIFT_S) * self._drift + moved
-            drift = float(np.linalg.norm(self._drift))
-            if drift > _DRIFT:
-                self._doubtful(drift, state.stamp_ns - _SHOWN_NS + _BRIEF_NS)
+        if since > 0.0 and not self.follows_tissue:
+            self._note_drift(moved, since, state.stamp_ns)
+        size, unforeseen = self._step(moved, last, since)
         if size < JUMP:
             return
-        sigma = float(np.sqrt(moved @ last.covariance[:3, :3] @ moved)) / size
-        unforeseen = size > 3.0 * (sigma**2 + abs(since) * self._motion.tip**2)**0.5
-        if unforeseen or source != 'ultrasound':
-            # Until an X-ray's anatomy tells whether the patient moved.
-            self._doubtful(size, state.stamp_ns)
         if unforeseen:
             self._pass('step', (f"the needle's pose has stepped by {size * 1e3:.1f} mm: "
                                 f'{BODIES[source][1]} shows it there'), state.stamp_ns)
+        if self.follows_tissue:
+            # It tells by itself whether the patient moved, but across the slice; and an end of a
+            # shaft that was taken for the tip makes a step along the shaft.
+            moved = moved - (moved @ last.direction) * last.direction
+            size, unforeseen = self._step(moved, last, since)
+            unforeseen &= size > JUMP
+        elif source != 'ultrasound':
+            unforeseen = True  # Until an X-ray's anatomy tells whether the patient moved.
+        if unforeseen:
+            self._doubtful(size, state.stamp_ns)
+
+    def _step(self, moved: Array, last: State, since: float) -> tuple[float, bool]:
+        """Return how long a step is, m, and whether it is one that σ does not foresee."""
+        size = max(float(np.linalg.norm(moved)), 1e-12)
+        variance = float(moved @ last.covariance[:3, :3] @ moved) / size**2
+        return size, size > 3.0 * (variance + abs(since) * self._motion.tip**2)**0.5
+
+    def _note_drift(self, moved: Array, since: float, stamp_ns: int) -> None:
+        """Notice what is taken for movement, a little in each image, and was one step."""
+        self._drift = math.exp(-since / _DRIFT_S) * self._drift + moved
+        drift = float(np.linalg.norm(self._drift))
+        if drift > _DRIFT:
+            self._doubtful(drift, stamp_ns - _SHOWN_NS + _BRIEF_NS)
 
     def _doubtful(self, size: float, stamp_ns: int) -> None:
         self._doubt, self._doubt_ns = max(self._doubt, size), max(self._doubt_ns, stamp_ns)

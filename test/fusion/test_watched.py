@@ -91,3 +91,34 @@ def test_after_a_shift_the_pose_in_the_patient_says_that_the_patient_moved(
     report = run.watched.report(run._ns(bench.END_S))
     assert 'the patient has moved' in report.words
     assert report.level == 2
+
+
+def doubted(run: Any) -> list[float]:
+    """Play a run with tissue followed; return the doubts of the patient when poses came out."""
+    run.watched.follows_tissue = True
+    doubts, score = [], run._score
+
+    def note(state: Any) -> None:
+        doubts.append(run.watched.doubt)
+        score(state)
+
+    run._score = note
+    run.play()
+    return doubts
+
+
+def test_an_end_that_strayed_is_no_sign_of_a_patient_who_moved(bench: ModuleType) -> None:
+    """Echoes creep 5 mm too deep, X-rays put it right; tissue is followed and has not moved."""
+    scene = bench.Scene(SEED)
+    scene._stray = lambda time: 0.005 * (time % 2.5) / 2.5
+    run = bench.Run(scene)
+    doubts = doubted(run)
+    assert max(run.result.errors) > 0.002
+    assert len(doubts) > 200
+    assert np.mean(np.array(doubts) > 0.0) < 0.05
+
+
+def test_a_shift_that_tissue_does_not_show_is_doubted_once_an_xray_shows_it(
+        bench: ModuleType) -> None:
+    run = bench.Run(bench.Scene(137, 'shift'))
+    assert max(doubted(run)) > 0.0015

@@ -33,7 +33,7 @@ DATA = Path(__file__).resolve().parents[2] / 'shared' / 'data' / 'plus'
 RECORDINGS = {'bone in vivo, linear probe': ('BoneUltrasound_L14.igs.mha', 0.0854),
               'spine phantom': ('SpinePhantomFreehand.igs.mha', 0.0841)}
 SIMULATED = ('shoulder_injection', 'lumbar_facet_injection')
-SEEDS = (1, 2, 3)
+SEEDS = (4, 5, 6)
 
 
 def half_width(profile: np.ndarray) -> float:

@@ -52,18 +52,34 @@ class Acoustics:
             place = ranges * _float32(ways[axis] / self.spacing)
             place += _float32((starts[axis] - self.origin[axis]) / self.spacing)
             places.append(np.clip(place, 0.0, np.float32(count - 1.001), out=place))
-        x, y, z = places
+        bone, scatter, sheet, attenuation = (
+            channel * np.float32(scale) for channel, scale in zip(
+                cv2.split(self._mixed(*places)), (1 / 255, 1 / 3, 1 / 255, 0.01), strict=True))
+        scatter -= np.float32(80.0)
+        return bone, scatter, sheet, attenuation
+
+    def into_bone(self, points: Points) -> Array:
+        """Return the normals of bone's surface at (3, N) points on it, pointing into bone."""
+        if not points.size:
+            return points
+        places = (points - self.origin[:, None]) / self.spacing
+        # Half a voxel to each side: no farther, or a voxel is all bone or none.
+        apart = 0.5 * np.concatenate([np.eye(3), -np.eye(3)])[:, :, None]
+        x, y, z = (np.clip(_float32(place), 0.0, np.float32(count - 1.001))
+                   for place, count in zip(np.moveaxis(places + apart, 1, 0), self.shape[::-1],
+                                           strict=True))
+        bone = self._mixed(x, y, z)[..., 0].astype(float)
+        gradient = bone[:3] - bone[3:]
+        return np.asarray(gradient / np.maximum(np.linalg.norm(gradient, axis=0), 1e-6))
+
+    def _mixed(self, x: Polar, y: Polar, z: Polar) -> NDArray[np.uint8]:
+        """Return all channels at places in voxels, (rows, columns, 4)."""
         whole = np.floor(z)
         layer, share = whole.astype(np.intp), z - whole
         below, above = (cv2.remap(self.sheet, self.lefts.take(index) + x,
                                   self.tops.take(index) + y, cv2.INTER_LINEAR)
                         for index in (layer, layer + 1))
-        mixed = cv2.blendLinear(below, above, np.float32(1.0) - share, share)
-        bone, scatter, sheet, attenuation = (
-            channel * np.float32(scale) for channel, scale in zip(
-                cv2.split(mixed), (1 / 255, 1 / 3, 1 / 255, 0.01), strict=True))
-        scatter -= np.float32(80.0)
-        return bone, scatter, sheet, attenuation
+        return np.asarray(cv2.blendLinear(below, above, np.float32(1.0) - share, share))
 
 
 def make_acoustics(patient: Patient, seed: int) -> Acoustics:

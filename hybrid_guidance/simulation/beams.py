@@ -58,6 +58,10 @@ class Scan:
     reverberation: float = 0.36
     cell: float = 0.0004
 
+    def slice_width(self, ranges: Array) -> Array:
+        """Return the standard deviation across the image plane at ranges, thinnest at the focus."""
+        return np.asarray(self.slice_thickness * np.hypot(1.0, (ranges - self.focus) / 0.030))
+
 
 class Beams:
     """The samples of a probe's frame.

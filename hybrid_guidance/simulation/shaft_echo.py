@@ -79,9 +79,8 @@ class ShaftEcho:
         return Shaft(columns[inside], rows[inside], presence, amplitude, tails[piece])
 
     def _presence(self, aside: Array, depth: Array) -> Array:
-        """Return how much of the shaft is in the slice, which is thinnest at the focus."""
-        width = self._scan.slice_thickness * np.hypot(1.0, (depth - self._scan.focus) / 0.030)
-        return np.asarray(np.exp(-0.5 * (aside / width) ** 2))
+        """Return how much of the shaft is in the slice."""
+        return np.asarray(np.exp(-0.5 * (aside / self._scan.slice_width(depth)) ** 2))
 
     def _specular(self, points: Points, direction: Points) -> Array:
         """Return the echo amplitude by the angle between shaft and beam."""

@@ -84,6 +84,11 @@ class Speckle:
         return self._bank[0][window], self._bank[1][window]
 
     @property
+    def crest(self) -> float:
+        """What is left of a flat surface's height, one sample thick, in the blur."""
+        return float(self._axial.max())
+
+    @property
     def reach(self) -> tuple[int, int]:
         """Rows and columns that a point is blurred over to each side, at most."""
         return len(self._axial) // 2, max(len(lateral) // 2 for _, _, lateral in self._zones)

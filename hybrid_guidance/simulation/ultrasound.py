@@ -17,6 +17,8 @@ from hybrid_guidance.procedure import Probe
 from hybrid_guidance.simulation.acoustics import make_acoustics
 from hybrid_guidance.simulation.anatomy import Patient
 from hybrid_guidance.simulation.beams import COARSE, Beams, Polar, Scan
+from hybrid_guidance.simulation.bone_echo import BoneEcho, Surface
+from hybrid_guidance.simulation.clutter import Clutter
 from hybrid_guidance.simulation.flow import heartbeat
 from hybrid_guidance.simulation.injectate import Injectate
 from hybrid_guidance.simulation.instruments import Needle
@@ -51,6 +53,8 @@ class UltrasoundRenderer:
         self._acoustics = make_acoustics(patient, seed)
         self._speckle = Speckle(self.beams, self.scan, seed)
         self._shafts = ShaftEcho(self.beams, self.scan, seed)
+        self._bone = BoneEcho(self._acoustics, self.beams, self.scan, self._speckle)
+        self._clutter = Clutter(self.beams)
         self._vessels: Vessels | None = None
         self._sector, self._maps = self._conversion()
         self._model()
@@ -73,7 +77,7 @@ class UltrasoundRenderer:
         return window, (whole[window].copy(), fraction[window].copy())
 
     def _model(self) -> None:
-        """What depends on range alone: time gain, clutter, the near field, speckle's gain."""
+        """What depends on range alone: time gain, the near field, speckle's gain."""
         scan, frequency = self.scan, self.probe.frequency / 1e6
         there_and_back = 2.0 * 100.0 * frequency * scan.attenuation_compensated / _DB
         coarse = self.beams.coarse[:, None]
@@ -86,8 +90,10 @@ class UltrasoundRenderer:
         self._coarse_gain = np.asarray(np.exp(there_and_back * coarse), np.float32)
         # Skin is pressed against the face, whatever its shape, and the face itself rings.
         near = 15.0 / _DB * np.exp(-(coarse / 0.0016) ** 2)
-        gain = np.log(np.interp(self.beams.coarse, self.beams.ranges, self._speckle.gain[:, 0]))
-        self._near = np.asarray(near + gain[:, None], np.float32)
+        gain = np.interp(self.beams.coarse, self.beams.ranges, self._speckle.gain[:, 0])
+        self._near = np.asarray(near, np.float32)
+        self._speckle_gain = np.asarray(gain[:, None] * np.exp(-there_and_back * coarse),
+                                        np.float32)
 
     def render(self, patient_T_image: Transform, needles: Sequence[Needle] = (),
                time: float = 0.0, fluids: Sequence[Injectate] = ()) -> NDArray[np.uint8]:
@@ -240,24 +246,35 @@ class UltrasoundRenderer:
         """Fill everything that depends on the probe's pose but not on needles."""
         bone, scatter_db, sheet, attenuation = self._acoustics.seen(patient_T_image, self.beams)
         contact = self._contact(scatter_db)
+        surface = self._bone.surface(patient_T_image, bone)
+        # A row is bone from its surface on, sharper than voxels are.
+        solid = np.clip(2.0 * bone - np.float32(0.5), 0.0, 1.0)
         # Amplitude, there and back: 2 · 100 cm/m; bone takes about 25 dB/(cm·MHz), ICRU 61.
-        loss = (attenuation * (1.0 - bone) + 25.0 * bone) * np.float32(
+        loss = (attenuation * (1.0 - solid) + 25.0 * solid) * np.float32(
             2.0 * 100.0 * COARSE * self.beams.step * self.probe.frequency / 1e6 / _DB)
         # Up to the middle of a row: of its four samples one and a half lie beyond.
         passed = cv2.exp(0.375 * loss - np.cumsum(loss, axis=0))
-        # Side lobes and reverberation fill a shadow a little: clutter, some 50 dB down.
-        passed += np.float32(_CLUTTER) / self._coarse_gain
         passed *= contact
         self._passed = passed
-        through = cv2.log(cv2.max(passed, 1e-20))
-        coherent = self._interfaces(bone, sheet, through)
-        through += (scatter_db + sheet * np.float32(_SHEET_SCATTER_DB)) * np.float32(1.0 / _DB)
-        through += self._near
-        amplitude = cv2.exp(self.beams.fine(through))
+        coherent = self._interfaces(sheet, passed)
+        scatter_db += sheet * np.float32(_SHEET_SCATTER_DB)
+        amplitude = self._scattering(scatter_db, surface)
         real, imaginary = self._speckle.scattered(patient_T_image)
         coherent += real * amplitude
+        incoherent = np.multiply(imaginary, amplitude, out=amplitude)
+        self._bone.add(surface, passed, (real, imaginary), (coherent, incoherent))
         self._speckle.blur(coherent, self._tissue[0])
-        self._speckle.blur(np.multiply(imaginary, amplitude, out=amplitude), self._tissue[1])
+        self._speckle.blur(incoherent, self._tissue[1])
+
+    def _scattering(self, scatter_db: Polar, surface: Surface) -> Polar:
+        """Return the amplitude of speckle at every sample: of tissue, and of clutter over it."""
+        # As time gain shows it: what went astray above took its time in soft tissue.
+        shown = cv2.max(self._passed * self._coarse_gain, 1e-10)
+        echo = cv2.exp(scatter_db * np.float32(2.0 / _DB) + 2.0 * self._near)
+        echo *= cv2.multiply(shown, shown)
+        bone = (surface.level * shown[np.maximum(surface.above - 1, 0), surface.columns]) ** 2
+        self._clutter.add(echo, surface, bone)
+        return self.beams.fine(cv2.sqrt(echo) * self._speckle_gain)
 
     def _contact(self, scatter_db: Polar) -> Polar:
         """Air under the footprint cuts a beam off; gel and bulging tissue fill up to 8 mm.
@@ -272,50 +289,25 @@ class UltrasoundRenderer:
         passed = np.clip((0.013 - gap * (COARSE * self.beams.step)) / 0.003, 0.0, 1.0)
         return np.asarray(passed[None, :], np.float32)
 
-    def _interfaces(self, bone: Polar, sheet: Polar, through: Polar) -> Polar:
-        """Mirror-like echoes at every sample: strong where a boundary is square to the beam.
+    def _interfaces(self, sheet: Polar, passed: Polar) -> Polar:
+        """Mirror-like echoes of sheets at every sample: strong where square to the beam.
 
         Args:
-            bone: (rows, beams) 0 to 1, at coarse ranges.
-            sheet: likewise.
-            through: logarithm of what comes back from there.
+            sheet: (rows, beams) 0 to 1, at coarse ranges.
+            passed: likewise, share of sound that comes back.
         """
         # A sheet thinner than the pulse echoes at its crest, and only if it runs across the beam.
         crest = cv2.sepFilter2D(sheet, -1, np.array([0.25, 1.0, 1.5, 1.0, 0.25]),
                                 np.array([-1.0, 2.0, -1.0]))
         cv2.max(crest, 0.0, dst=crest)
-        crest *= sheet * cv2.exp(through)
+        crest *= sheet * passed
         crest *= np.float32(_SHEET_LEVEL)
-        result = self.beams.fine(crest)
-        left, top, width, height = cv2.boundingRect(cv2.compare(bone, 0.0, cv2.CMP_GT))
-        if width:
-            # With a margin: the surface is where bone begins.
-            rows = slice(max(top - 2, 0), top + height + 2)
-            columns = slice(max(left - 2, 0), left + width + 2)
-            first = COARSE * rows.start
-            echo = self._bone_echo(self.beams.fine(bone[rows, columns]), first)
-            echo *= cv2.exp(self.beams.fine(through[rows, columns]))
-            result[first:first + len(echo), columns] += echo[:len(result) - first]
-        return result
-
-    def _bone_echo(self, bone: Polar, first: int) -> Polar:
-        """Return the echo of a window of bone, its first row ``first``."""
-        step = self.beams.step
-        ranges = step * (first + np.arange(len(bone)))
-        down = cv2.Sobel(bone, cv2.CV_32F, 0, 1, ksize=3, scale=1.0 / (8.0 * step))
-        across = cv2.Sobel(bone, cv2.CV_32F, 1, 0, ksize=3, scale=0.125)
-        across /= np.asarray(self.beams.pitch(ranges)[:, None], np.float32)
-        cv2.max(down, 0.0, dst=down)
-        square = down / (cv2.magnitude(down, across) + np.float32(1.0))
-        return np.asarray(down * (0.15 + 0.85 * square * square * square)
-                          * np.float32(_BONE_LEVEL), np.float32)
+        return self.beams.fine(crest)
 
 
 _DB = 20.0 / float(np.log(10.0))
-_BONE_LEVEL = 0.0013
 _SHEET_LEVEL = 0.045
 _SHEET_SCATTER_DB = 9.0
-_CLUTTER = 0.003
 # Of an injectate: echo against the tissue that it takes the place of, dB, and how much less it
 # attenuates, dB/(cm·MHz).
 _FLUID_DB, _FLUID_GAIN = -18.0, 0.4

@@ -25,12 +25,14 @@ class Limits:
 
     Attributes:
         tip: m, root mean square error of the tip that is good enough.
+        depth: m, deviation of the tip along the shaft that is: with less, a planner advances.
         gain: share by which an exposure must lessen that error.
         risk: probability of touching what must not be touched that is low enough.
         unchecked: m, how far the needle may go in beyond where an X-ray has shown it.
     """
 
     tip: float = 0.0012
+    depth: float = 0.0005
     gain: float = 0.2
     risk: float = 0.01
     unchecked: float = 0.015
@@ -88,6 +90,11 @@ def advise(fusion: NeedleFusion, stamp_ns: int, source: str, limits: Limits | No
     seen = fusion.filter.estimate(fusion.filter.expect(again))
     expose, reason = _judge(limits, (now, _deviation(seen)), (risk, _risk(seen, danger)),
                             _beyond(fusion, source, state))
+    depth, depth_after = (distance_deviation(each.covariance, state.direction)
+                          for each in (needle, seen))
+    if not expose and depth > limits.depth and depth_after < (1.0 - limits.gain) * depth:
+        expose, reason = True, (f'expose: the depth is known to {depth * 1e3:.1f} mm, after an '
+                                f'exposure to {depth_after * 1e3:.1f} mm')
     price = '' if math.isnan(dose) else f', for {dose * 1e6:.1f} µGy'
     return Advice(expose, f'{reason}{price}', now, _deviation(seen), risk, _risk(seen, danger))
 

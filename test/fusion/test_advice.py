@@ -6,6 +6,7 @@ from needle_sights import DIRECTION, HERE, fluoroscopy, ultrasound, watching
 
 from hybrid_guidance.fusion.advice import Advice, Limits, advise
 from hybrid_guidance.fusion.needle_fusion import NeedleFusion
+from hybrid_guidance.geometry.rigid import pose_along
 
 
 @pytest.fixture
@@ -106,3 +107,21 @@ def test_the_risk_is_the_share_of_needles_that_touch(fusion: NeedleFusion) -> No
     length = np.linalg.norm(danger)
     told = advise(fusion, fusion.latest_ns, 'fluoroscopy', danger=danger)
     assert told.risk_now == pytest.approx(np.mean(tips @ danger / length > length), abs=0.003)
+
+
+def test_a_depth_that_a_planner_would_wait_for_is_worth_an_exposure() -> None:
+    """Echoes end anywhere for two seconds; no limit but that of the depth is exceeded."""
+    advices = []
+    for depth in (Limits().depth, np.inf):
+        fusion = watching()
+        for step in range(30):
+            fusion.add(ultrasound(1.0 + step / 30))
+        fusion.add(fluoroscopy(2.0))
+        for step in range(1, 60):
+            time = 2.0 + step / 30
+            fusion.add(ultrasound(time, HERE + 0.015 * (-1)**step * DIRECTION))
+            fusion.filter.ask(int(time * 1e9), pose_along(HERE, DIRECTION))
+        limits = Limits(tip=0.01, depth=depth)
+        advices.append(advise(fusion, int(4.0e9), 'fluoroscopy', limits))
+    assert [each.expose for each in advices] == [True, False]
+    assert 'the depth is known to' in advices[0].reason

@@ -32,7 +32,7 @@ class Limits:
     """
 
     tip: float = 0.0012
-    depth: float = 0.0005
+    depth: float = 0.0007
     gain: float = 0.2
     risk: float = 0.01
     unchecked: float = 0.015

@@ -6,6 +6,7 @@ inclined, in the slice or across it, is thicker and speckled (Jain and Taylor, U
 responses in B-mode ultrasound images, Proc. SPIE 2004;5373:131).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -106,20 +107,21 @@ class BoneEcho:
         # What tissue just above lets through: the row of the surface already holds bone.
         through = passed[np.maximum(surface.above - 1, 0), surface.columns] / self._crest
         mirror = np.clip(surface.samples + _ALONG[:, None] * surface.along, 0.0, reach)
-        _splat(parts[0], mirror, surface.columns, surface.level * through / len(_ALONG))
+        _splat(parts[:1], mirror, surface.columns, [surface.level * through / len(_ALONG)])
         spread = np.hypot(0.29 * surface.along, surface.across)
         rough = np.clip(surface.samples + _ACROSS[:, None] * spread, 0.0, reach)
         weight = _ROUGH * surface.square * through / np.sqrt(len(_ACROSS))
         nearest = rough.astype(np.intp)
-        for part, grains in zip(parts, scattered, strict=True):
-            _splat(part, rough, surface.columns,
-                   weight * grains[nearest, surface.columns] * np.float32(1.0 / 32.0))
+        _splat(parts, rough, surface.columns, [
+            weight * (1.0 / 32.0) * grains[nearest, surface.columns] for grains in scattered])
 
 
-def _splat(part: Polar, samples: Array, columns: NDArray[np.intp], weights: Array) -> None:
-    """Share weights between the two samples next to each place, in place."""
+def _splat(parts: Sequence[Polar], samples: Array, columns: NDArray[np.intp],
+           weights: Sequence[Array]) -> None:
+    """Share weights between the two samples next to each place of every part, in place."""
     whole = samples.astype(np.intp)
-    share, index = samples - whole, whole * part.shape[1] + columns
-    flat, weights = part.reshape(-1), np.broadcast_to(weights, samples.shape)
-    np.add.at(flat, index, (weights * (1.0 - share)).astype(np.float32))
-    np.add.at(flat, index + part.shape[1], (weights * share).astype(np.float32))
+    share, index = samples - whole, whole * parts[0].shape[1] + columns
+    for part, weight in zip(parts, weights, strict=True):
+        flat, second = part.reshape(-1), (weight * share).astype(np.float32)
+        np.add.at(flat, index, (weight - second).astype(np.float32))
+        np.add.at(flat, index + part.shape[1], second)

@@ -17,10 +17,10 @@ from hybrid_guidance.simulation.bone_echo import Surface
 Columns = NDArray[np.intp]
 
 # Powers: side lobes, of the mean beside; late sound, of all that came before, as much as leaves
-# shadows 20 dB darker than tissue 11 to 25 mm behind bone; an image in bone, of what is mirrored:
+# shadows 20 dB darker than tissue from 11 mm behind bone on; an image in bone, of what is mirrored:
 # convex and rough, it throws back some 30 dB less in the recording of bone in vivo that
 # ``bench/realism.py`` reads, if that screen shows 60 dB.
-_SIDE, _LATE, _IMAGE = 0.004, 1.5e-4, 0.0016
+_SIDE, _LATE, _IMAGE = 0.004, 1e-4, 0.0016
 _DELAY = 0.005
 # What went astray is spread over many beams: looked at once in so many of them.
 _SHRUNK, _BESIDE = 4, 11

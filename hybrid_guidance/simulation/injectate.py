@@ -74,19 +74,16 @@ class Injectate:
     def level(self, fluid_T_image: Transform, x: NDArray[np.float32],
               y: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return of places (H, W) x, y of a slice how far out they are: below 1 in some lobe."""
-        result = np.full(x.shape, np.float32(np.inf))
-        squares = x * x, x * y, y * y
+        terms = np.stack([x * x, x * y, y * y, x, y, np.ones_like(x)])
+        lobes = []
         for centre, radii in zip(*self.ellipsoids(), strict=True):
             way = fluid_T_image[:3, :2] / radii[:, None]
             start = (fluid_T_image[:3, 3] - centre) / radii
-            form, line = _float32(way.T @ way), _float32(2.0 * start @ way)
-            here = form[0][0] * squares[0]
-            here += 2 * form[0][1] * squares[1]
-            here += form[1][1] * squares[2]
-            here += line[0] * x
-            here += line[1] * y
-            np.minimum(result, here + np.float32(start @ start), out=result)
-        return np.asarray(np.sqrt(np.maximum(result, 0.0)), np.float32)
+            (a, b), (_, c) = way.T @ way
+            lobes.append((a, 2.0 * b, c, *(2.0 * start @ way), start @ start))
+        squares = _float32(np.array(lobes)) @ terms.reshape(6, -1)
+        result = np.maximum(squares.min(axis=0), 0.0).reshape(x.shape)
+        return np.asarray(np.sqrt(result), np.float32)
 
 
 @cache

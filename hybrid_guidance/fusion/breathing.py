@@ -85,6 +85,7 @@ class Breathing:
         self._pull, self._pull_variance, self._residual = 0.0, _PULL**2, 0.0
         self._learnt_ns = 0
         self._asked: tuple[int, Displacement | None] | None = None
+        self._trend: tuple[Points, Array] | None = None
 
     @property
     def newest_ns(self) -> int | None:
@@ -110,6 +111,7 @@ class Breathing:
             self._stamps.append(sight.stamp_ns)
             self._moved.append(self._base + self._seen(sight))
             self._forget()
+            self._trend = self._fit()
             if sight.stamp_ns - self._learnt_ns > 200_000_000:
                 self._learnt_ns = sight.stamp_ns
                 self._learn()
@@ -210,15 +212,21 @@ class Breathing:
         ahead = (stamp_ns - stamps[-1]) * 1e-9
         if ahead == 0.0:
             return moved[-1], 0.0
-        first = bisect_right(stamps, stamps[-1] - int(_SLOPE_S * 1e9))
-        times = (np.array(stamps[first:]) - stamps[-1]) * 1e-9
-        if len(times) < 3:
+        if self._trend is None:
             return moved[-1], self._deviation
-        places = np.array(moved[first:])
+        now, slope = self._trend
+        return now + ahead * slope, _BEND * ahead * (ahead + _SLOPE_S)
+
+    def _fit(self) -> tuple[Points, Array] | None:
+        """Return where tissue was at the last stamp, and m/s: a line through the last sights."""
+        first = bisect_right(self._stamps, self._stamps[-1] - int(_SLOPE_S * 1e9))
+        times = (np.array(self._stamps[first:]) - self._stamps[-1]) * 1e-9
+        if len(times) < 3:
+            return None
+        places = np.array(self._moved[first:])
         centred = times - times.mean()
         slope = centred @ places / float(centred @ centred)
-        middle = places.mean(axis=0) - times.mean() * slope
-        return middle + ahead * slope, _BEND * ahead * (ahead + _SLOPE_S)
+        return places.mean(axis=0) - times.mean() * slope, slope
 
     def _forget(self) -> None:
         old = bisect_right(self._stamps, self._stamps[-1] - self._memory_ns)

@@ -78,6 +78,10 @@ class FusionNode(GuidanceNode[FusionParameters]):
         publish, subscribe = self.create_publisher, self.create_subscription
         self._consistency = publish(Float64, 'fusion/consistency', qos.OBSERVATION)
         self._agreement = publish(DiagnosticStatus, 'fusion/agreement', qos.OBSERVATION)
+        # What is subscribed first is taken first, when several messages wait.
+        for name in SENSORS:
+            subscribe(PoseWithCovarianceStamped, f'{name}/needle',
+                      partial(self._on_needle, name), qos.OBSERVATION)
         self._exposure = ExposureAdviser(self, 'fluoroscopy')
         self._calibrations: dict[str, Calibration] = {}
         self._watched = WatchedFusion({})
@@ -89,9 +93,6 @@ class FusionNode(GuidanceNode[FusionParameters]):
         self._projection: Projection | None = None
         self.listen_to_frames(self._work)
         self.reload()
-        for name in SENSORS:
-            subscribe(PoseWithCovarianceStamped, f'{name}/needle',
-                      partial(self._on_needle, name), qos.OBSERVATION)
         subscribe(CameraInfo, 'fluoroscopy/camera_info', self._on_info, qos.CAMERA_INFO)
         subscribe(PointStamped, 'fluoroscopy/anatomy_shift', self._on_anatomy, qos.OBSERVATION)
         listen_to_trackers(self, SENSORS, lambda: self._watched)

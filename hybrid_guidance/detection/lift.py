@@ -7,7 +7,7 @@ import numpy as np
 from hybrid_guidance.detection.line import PixelNeedle
 from hybrid_guidance.geometry.needle import NeedleEstimate
 from hybrid_guidance.geometry.projection import Projection
-from hybrid_guidance.geometry.rigid import cross, outer, pose_along, skew
+from hybrid_guidance.geometry.rigid import cross, pose_along, skew
 from hybrid_guidance.geometry.types import Array, Pixels, Points
 
 MINIMUM_RAY_DEVIATION = 0.5
@@ -101,11 +101,11 @@ def _pose(needle: PixelNeedle, projection: Projection, z: float) -> tuple[Points
     shaft, shaft_change = to_metres @ needle.direction, to_metres @ axis
     shaft_on_ray = float(ray @ shaft)
     across = shaft - shaft_on_ray * ray
-    across_change = shaft_change - outer(ray, ray @ shaft_change)
+    across_change = shaft_change - np.outer(ray, ray @ shaft_change)
     if projection.is_perspective:
         ray_change = _unit_change(projection.metres_per_pixel(1.0) @ pixel, ray,
                                   1.0 / float(ray[2]))
-        across_change -= outer(ray, shaft @ ray_change) + shaft_on_ray * ray_change
+        across_change -= np.outer(ray, shaft @ ray_change) + shaft_on_ray * ray_change
     length = math.hypot(*across.tolist())
     direction = across / length
     jacobian = np.empty((6, 3))
@@ -116,7 +116,7 @@ def _pose(needle: PixelNeedle, projection: Projection, z: float) -> tuple[Points
 
 def _unit_change(change: Array, unit: Array, length: float) -> Array:
     """Return how (3, N) changes of a vector of some length change the unit vector along it."""
-    return np.asarray((change - outer(unit, unit @ change)) / length)
+    return np.asarray((change - np.outer(unit, unit @ change)) / length)
 
 
 def _blind_deviations(needle: PixelNeedle, projection: Projection, depth_deviation: float,

@@ -88,27 +88,27 @@ def advise(fusion: NeedleFusion, stamp_ns: int, source: str, limits: Limits | No
     again = replace(last, stamp_ns=stamp_ns, needle=replace(
         last.needle, pose=pose_along(state.tip, last.needle.direction)))
     seen = fusion.filter.estimate(fusion.filter.expect(again))
-    expose, reason = _judge(limits, (now, _deviation(seen)), (risk, _risk(seen, danger)),
-                            _beyond(fusion, source, state))
     depth, depth_after = (distance_deviation(each.covariance, state.direction)
                           for each in (needle, seen))
-    if not expose and depth > limits.depth and depth_after < (1.0 - limits.gain) * depth:
-        expose, reason = True, (f'expose: the depth is known to {depth * 1e3:.1f} mm, after an '
-                                f'exposure to {depth_after * 1e3:.1f} mm')
+    expose, reason = _judge(limits, (now, _deviation(seen)), (risk, _risk(seen, danger)),
+                            (depth, depth_after), _beyond(fusion, source, state))
     price = '' if math.isnan(dose) else f', for {dose * 1e6:.1f} µGy'
     return Advice(expose, f'{reason}{price}', now, _deviation(seen), risk, _risk(seen, danger))
 
 
 def _judge(limits: Limits, errors: tuple[float, float], risks: tuple[float, float],
-           beyond: float) -> tuple[bool, str]:
-    """Return whether to expose, and why, from error and risk (now, after)."""
-    (now, after), (risk, risk_after) = errors, risks
+           depths: tuple[float, float], beyond: float) -> tuple[bool, str]:
+    """Return whether to expose, and why, from error, risk and depth's deviation (now, after)."""
+    (now, after), (risk, risk_after), (depth, depth_after) = errors, risks, depths
     words = f'the tip is known to {now * 1e3:.1f} mm, after an exposure to {after * 1e3:.1f} mm'
     if beyond > limits.unchecked:
         return True, f'expose: {beyond * 1e3:.0f} mm deeper than the last X-ray has shown; {words}'
     if risk > limits.risk and risk_after < 0.5 * risk:
         return True, (f'expose: {risk:.0%} risk of touching what must not be touched, after an '
                       f'exposure {risk_after:.1%}; {words}')
+    if depth > limits.depth and depth_after < (1.0 - limits.gain) * depth:
+        return True, (f'expose: the depth is known to {depth * 1e3:.1f} mm, after an exposure to '
+                      f'{depth_after * 1e3:.1f} mm; {words}')
     if now < limits.tip:
         return False, f'not worth it: {words}'
     if after > (1.0 - limits.gain) * now:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hybrid_guidance.geometry.rigid import outer, transform
+from hybrid_guidance.geometry.rigid import transform
 from hybrid_guidance.geometry.types import Array, Points, Transform
 
 BLIND = 0.05
@@ -135,7 +135,7 @@ class Breathing:
         across = self._pull_variance * away**2 + self._residual**2
         return Displacement(
             offset + self._pull * float(self._axis @ offset) * normal,
-            self._covariance + doubt**2 * np.eye(3) + across * outer(normal, normal))
+            self._covariance + doubt**2 * np.eye(3) + across * np.outer(normal, normal))
 
     def rest(self) -> Displacement:
         """Return the same where the patient is at rest, as it was registered."""

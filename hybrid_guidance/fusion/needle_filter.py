@@ -25,7 +25,7 @@ from functools import cached_property
 import numpy as np
 
 from hybrid_guidance.geometry.needle import NeedleEstimate
-from hybrid_guidance.geometry.rigid import cross, outer, perpendiculars, pose_along, skew
+from hybrid_guidance.geometry.rigid import cross, perpendiculars, pose_along, skew
 from hybrid_guidance.geometry.types import Array, Points, Transform
 
 BLIND_ROTATION = 0.6
@@ -285,7 +285,7 @@ class NeedleFilter:
         turn[0, 0] = turn[1, 1] = turn[2, 2] = 1.0
         turn[3:, 3], turn[3:, 4] = second, -first
         covariance = turn @ state.covariance[:5, :5] @ turn.T
-        covariance[3:, 3:] += ROLL_VARIANCE * outer(state.direction, state.direction)
+        covariance[3:, 3:] += ROLL_VARIANCE * np.outer(state.direction, state.direction)
         return NeedleEstimate(pose_along(state.tip, state.direction), covariance)
 
     def _start(self, observation: Observation) -> Update:
@@ -313,7 +313,7 @@ class NeedleFilter:
         pick[:3, :3], pick[3:, 3:] = np.eye(3), turns.T
         covariance[:5, :5] += pick @ needle.covariance @ pick.T
         ending = self._endings[source]
-        covariance[TIP, TIP] += (1.0 - ending.tip) * ending.stray**2 * outer(
+        covariance[TIP, TIP] += (1.0 - ending.tip) * ending.stray**2 * np.outer(
             needle.direction, needle.direction)
         state = State(observation.stamp_ns, needle.tip, needle.direction, 0.0,
                       np.zeros((len(self._sources), 6)),
@@ -338,7 +338,7 @@ class NeedleFilter:
         diagonal += abs(dt) * self._noise
         diagonal[TIP] += abs(dt) * motion.tip**2
         diagonal[SPEED] += abs(dt) * self._restless(asked)**2
-        covariance[TIP, TIP] += abs(dt) * (motion.slip**2 - motion.tip**2) * outer(along, along)
+        covariance[TIP, TIP] += abs(dt) * (motion.slip**2 - motion.tip**2) * np.outer(along, along)
         if asked:
             shift = max((item.shift for item in asked), key=_length)
             covariance[TIP, TIP] += abs(dt) * self._spread(shift, motion.obey)
@@ -367,7 +367,7 @@ class NeedleFilter:
         It was done when its command is no longer heard: |v|² is all that comes of it.
         """
         length = max(_length(way), 1e-12)
-        return min(speed / length, 1.0 / self._motion.linger) * outer(way, way)
+        return min(speed / length, 1.0 / self._motion.linger) * np.outer(way, way)
 
     def _step(self, state: State, observation: Observation) -> tuple[State, Update]:
         state = self._predicted(state, observation.stamp_ns)
@@ -411,8 +411,8 @@ class NeedleFilter:
         blind = np.linalg.eigh(needle.covariance[:3, :3])[1][:, -1]
         turn = cross(blind, needle.direction)
         stretch = _SIX.copy()
-        stretch[:3, :3] += factor * outer(blind, blind)
-        stretch[3:, 3:] += factor / max(float(turn @ turn), 1e-12) * outer(turn, turn)
+        stretch[:3, :3] += factor * np.outer(blind, blind)
+        stretch[3:, 3:] += factor / max(float(turn @ turn), 1e-12) * np.outer(turn, turn)
         return NeedleEstimate(needle.pose, stretch @ needle.covariance @ stretch.T,
                               needle.probability)
 
@@ -445,7 +445,7 @@ class NeedleFilter:
         spread = before + noise
         if ending.sure and offset**2 > OVERRULED**2 * spread:
             # The two cannot both be right, and this end is: the estimate is as wrong as it shows.
-            covariance += (offset**2 / before - 1.0) / before * outer(known, known)
+            covariance += (offset**2 / before - 1.0) / before * np.outer(known, known)
             before, known = offset**2, known * offset**2 / before
             spread = before + noise
         trust = min(max(float(state.ends[source]), 1.0 - ending.tip), ending.tip)
@@ -457,7 +457,7 @@ class NeedleFilter:
             belief = trust + (belief - trust) * min(since / ending.memory, 1.0)
         gain = known / spread
         shrunk = belief * (1.0 - belief) * offset**2 - belief * spread
-        covariance += shrunk * outer(gain, gain)
+        covariance += shrunk * np.outer(gain, gain)
         ends = state.ends.copy()
         ends[source] = belief
         return _corrected(state, change + belief * offset * gain, covariance, ends,

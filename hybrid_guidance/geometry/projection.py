@@ -5,7 +5,6 @@ from functools import cached_property
 
 import numpy as np
 
-from hybrid_guidance.geometry.rigid import outer
 from hybrid_guidance.geometry.types import Array, Pixels, Points
 
 
@@ -116,7 +115,7 @@ class Projection:
         """Return the (2, 3) derivative of the pixel by a (3,) point, in pixels per metre."""
         homogeneous = self.matrix[:, :3] @ point + self.matrix[:, 3]
         pixel = homogeneous[:2] / homogeneous[2]
-        return np.asarray((self.matrix[:2, :3] - outer(pixel, self.matrix[2, :3]))
+        return np.asarray((self.matrix[:2, :3] - np.outer(pixel, self.matrix[2, :3]))
                           / homogeneous[2])
 
     def contains(self, pixels: Pixels, margin: float = 0.0) -> Array:

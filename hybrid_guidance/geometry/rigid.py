@@ -152,11 +152,6 @@ def cross(first: Array, second: Array) -> Array:
     return np.array([b * z - c * y, c * x - a * z, a * y - b * x])
 
 
-def outer(first: Array, second: Array) -> Array:
-    """Return the (N, M) product of two vectors; a fourth of the time ``numpy.outer`` takes."""
-    return first[:, None] * second
-
-
 def perpendiculars(direction: Array) -> tuple[Array, Array]:
     """Return two unit vectors that make a right-handed triad (first, second, direction)."""
     x, y, z = direction.tolist()

@@ -130,7 +130,9 @@ class UltrasoundRenderer:
             columns are those of ``beams``.
         """
         self._complex(patient_T_image, needles, time, noise, fluids)
-        return np.asarray(cv2.magnitude(self._frame[0], self._frame[1]), np.float32)
+        # Always into the same memory: where it lies decides the last bit of the last number.
+        cv2.magnitude(self._frame[0], self._frame[1], magnitude=self._level)
+        return self._level.copy()
 
     def _complex(self, patient_T_image: Transform, needles: Sequence[Needle], time: float,
                  noise: bool, fluids: Sequence[Injectate] = ()) -> None:

@@ -26,6 +26,7 @@ CERTAIN = 0.9
 """Probability from which a needle ends the search for a better one."""
 
 _HALF_WIDTH = 30
+_AHEAD = 50.0
 _NARROW = 14
 _LAGS = 16
 _OPEN = 6.0
@@ -41,7 +42,6 @@ _POWERS = np.stack([np.ones(_ROWS), _EVEN, _EVEN * _EVEN])
 _PULL = (2.6, 1.8)
 """px: the wide profile pulls in from three pixels away, the narrow one sees less clutter."""
 _LOOKS = 3
-_AHEAD = 50.0
 _BLUR_REACH = np.ones((1, 9), np.uint8)
 _NEAR = 0.2
 _LEAST_LINE_VARIANCE = np.diag([1e-6, 1e-10])
@@ -323,9 +323,19 @@ def follow(image: Image, segment: Pixels, model: ShaftModel, *, mask: Image | No
     It has hardly moved, so that its own length of rows, seen with the wide profile, tells where
     the line is now. The rest is as in ``measure``.
     """
-    length = math.hypot(*(segment[1] - segment[0]).tolist())
-    shaft = _Strip.around(image, mask, segment, model).followed(length)
+    axis = segment[1] - segment[0]
+    length = math.hypot(*axis.tolist())
+    shaft = _Strip(image, mask, model, 0.5 * (segment[0] + segment[1]), axis * (1.0 / length),
+                   np.arange(-0.5 * length - _AHEAD, 0.5 * length + _AHEAD + 0.5)).followed(length)
     return shaft if shaft is not None and shaft.length >= model.minimum_length else None
+
+
+def followed_window(segment: Pixels) -> tuple[slice, slice]:
+    """Return the rows and columns of an image that ``follow`` looks at for a (2, 2) px segment."""
+    (u, v), (x, y) = segment.tolist()
+    reach = _AHEAD + 1.5 * _HALF_WIDTH
+    return (slice(max(int(min(v, y) - reach), 0), max(int(max(v, y) + reach), 1)),
+            slice(max(int(min(u, x) - reach), 0), max(int(max(u, x) + reach), 1)))
 
 
 def _align(image: Image, ends: Array, model: ShaftModel) -> tuple[Array, Array]:
@@ -443,7 +453,7 @@ def _lower_quartile(values: Array) -> float:
     """Return the 25th percentile, interpolated."""
     rank = 0.25 * (values.size - 1)
     below = int(rank)
-    ordered = np.sort(values)[below:below + 2].tolist()
+    ordered = sorted(values.tolist())[below:below + 2]
     return float(ordered[0] + (rank - below) * (ordered[-1] - ordered[0]))
 
 
@@ -456,7 +466,7 @@ class _Strip:
         self.origin, self.direction = origin, direction
         self.s = s
         self.run = slice(0, s.size)
-        self.line_covariance = np.eye(2)
+        self.line_covariance = _LEAST_LINE_VARIANCE
         self.pixels: Image = np.zeros((0, 0), np.float32)
         self.template = _gaussian_template(max(1.8, model.widths[0]))
         self.responses = np.zeros((4, 0))
@@ -487,25 +497,21 @@ class _Strip:
     def followed(self, length: float) -> Shaft | None:
         """Measure the shaft that the last image had on some px about the strip's middle."""
         half = 0.5 * length
-        self.s = np.arange(-half, half + 0.5)
-        self.run = slice(0, self.s.size)
         width = max(_PULL[0], self.model.widths[0])
-        for _ in range(_LOOKS):
-            self._resample(_NARROW)
+        for more in reversed(range(_LOOKS + 1)):
+            self.sample(_HALF_WIDTH)
+            self.run = slice(*self.s.searchsorted((-half, half)).tolist())
+            if self.run_length < 0.6 * self.model.minimum_length:
+                return None
             self._view(width)
-            self.level = _median(self.responses[0])
+            self.level = _median(self.responses[0, self.run])
             if self.level <= 0.0:
                 return None
             fit = self._centre_line(2)
-            self._move_onto(fit)
             width = _best_width(self)
-            if abs(fit.intercept) + half * abs(fit.slope) < _NEAR * width:
+            if not more or abs(fit.intercept) + half * abs(fit.slope) < _NEAR * width:
                 break
-        self._span_run(_AHEAD)
-        self.sample(_HALF_WIDTH)
-        self.run = slice(*self.s.searchsorted((-half, half)).tolist())
-        if self.run_length < 0.6 * self.model.minimum_length:
-            return None
+            self._move_onto(fit)
         self._view(width)
         level = _median(self.responses[0, self.run])
         return self._measured() if self.find_run(level) else None
@@ -629,23 +635,28 @@ class _Strip:
 
     def _trim(self) -> None:
         """Keep the rows from the first to the last whose centre is inside."""
-        height, width = self.image.shape
-        low, high = float(self.s[0]), float(self.s[-1])
-        for start, step, size in zip(self.origin.tolist(), self.direction.tolist(),
-                                     (width, height), strict=True):
-            if abs(step) > 1e-9:
-                bounds = sorted(((1.0 - start) / step, (size - 2.0 - start) / step))
-                low, high = max(low, bounds[0]), min(high, bounds[1])
-            elif not 1.0 <= start <= size - 2.0:
-                return
-        first, last = self.s.searchsorted((low, high)).tolist()
-        s = self.s[first:last + (last < self.s.size and self.s[last] <= high)]
-        if s.size and self.mask is not None:
-            u, v = ((start + 0.5 + s * step).astype(np.intp) for start, step in zip(
-                self.origin.tolist(), self.direction.tolist(), strict=True))
-            kept = self.mask[v, u] > 0
-            s = s[kept.argmax():kept.size - kept[::-1].argmax()] if kept.any() else s[:0]
-        self.s = s if s.size else self.s
+        middle, end = self.s.size // 2, self.s.size - 1
+        if self._is_inside(middle):
+            first, last = self._reach(middle, 0), self._reach(middle, end)
+            if first or last < end:
+                self.s = self.s[first:last + 1]
+
+    def _reach(self, inside: int, end: int) -> int:
+        """Return the last row inside on the way from one that is to an end of the strip."""
+        if self._is_inside(end):
+            return end
+        while abs(end - inside) > 1:
+            between = (inside + end) // 2
+            inside, end = (between, end) if self._is_inside(between) else (inside, between)
+        return inside
+
+    def _is_inside(self, row: int) -> bool:
+        """Tell whether the centre of a row is inside the image and its mask."""
+        s, (height, width) = float(self.s[0]) + row, self.image.shape
+        (u, v), (x, y) = self.origin.tolist(), self.direction.tolist()
+        u, v = u + s * x, v + s * y
+        return 1.0 <= u <= width - 2.0 and 1.0 <= v <= height - 2.0 and (
+            self.mask is None or bool(self.mask.item(int(v + 0.5), int(u + 0.5))))
 
     def find_run(self, level: float | None = None) -> bool:
         """Find the rows on which the shaft is visible; False when there is none.
@@ -782,12 +793,12 @@ def _uncertainty(fit: _Fit, floor: float) -> tuple[Array, float]:
     a, b, d = float(weight @ spread), float(turned @ spread), float(turned @ spread_turned)
     bread = np.array([[second, -first], [-first, total]]) / (total * second - first * first)
     covariance = bread @ np.array([[a, b], [b, d]]) @ bread * variance + _LEAST_LINE_VARIANCE
-    return covariance, _sagitta(fit, squared * (1.0 + 2.0 * float(correlation[1:].sum())))
+    return covariance, _sagitta(fit, squared * (1.0 + 2.0 * float(np.add.reduce(correlation[1:]))))
 
 
 def _autocorrelation(residual: Array) -> Array:
     """Return (K,) autocorrelation from lag 0, tapered (Bartlett) so that it stays positive."""
-    centred = residual - residual.sum() / residual.size
+    centred = residual - np.add.reduce(residual) / residual.size
     lags = int(min(_LAGS, max(centred.size // 5, 1)))
     raw = np.correlate(np.concatenate([centred, np.zeros(lags - 1)]), centred, 'valid')
     # A fitted line takes correlation away from a short series; the taper does so from all.
@@ -863,7 +874,7 @@ def _block_widths(pixels: Image, count: int, limits: tuple[float, float]) -> Arr
     """Return the (count,) σ of the profile that explains most of each block of rows."""
     blocks = np.add.reduceat(pixels, np.arange(count) * len(pixels) // count, axis=0)
     candidates, profiles = _profile_bank(limits, pixels.shape[1] // 2)
-    return np.asarray(candidates[np.argmax(blocks @ profiles, axis=1)])
+    return np.asarray(candidates[(blocks @ profiles).argmax(axis=1)])
 
 
 @cache
@@ -886,7 +897,7 @@ def _describe(strip: _Strip, inner: Array, response: Array) -> Shaft:
     inner = inner[rows]
     halves = np.add.reduceat(strip.pixels[rows], (0, (inner.size + 1) // 2), axis=0)
     profile = (halves[0] + halves[1]) / inner.size
-    level = float(inner.mean())
+    level = float(np.add.reduce(inner)) / inner.size
     blocks = _blocks(inner)
     sides, far_sides = _sides(profile, template.width)
     asymmetry = abs(float(sides[1] - sides[0])) / max(level, 1e-6)
@@ -894,7 +905,7 @@ def _describe(strip: _Strip, inner: Array, response: Array) -> Shaft:
         strip.origin, strip.direction, edges, strip.s, response,
         strip.model.systematic, strip.model.windows, strip.trail, strip.line_covariance,
         level, template.width, _significance(profile, template, level),
-        float(np.count_nonzero(blocks > 0.4 * level)) / max(blocks.size, 1),
+        float(np.add.reduce(blocks > 0.4 * level)) / max(blocks.size, 1),
         _unevenness(inner, blocks, level), asymmetry, strip.sagitta, _taper(halves),
         _continuations(strip, edges, level), np.array([strip.is_open(end) for end in (0, 1)]),
         np.array([_bulk(strip, end) if strip.model.hub else 0.0 for end in (0, 1)]),
@@ -931,10 +942,10 @@ def _next_rise(response: Array, edge: int) -> int | None:
     None where there is no gap between them, and so no edge to be seen.
     """
     inside = _median(response[:edge]) if edge > 3 else np.inf
-    brighter = np.flatnonzero(response[edge + 3:] > _BRIGHTER * inside)
+    brighter = (response[edge + 3:] > _BRIGHTER * inside).nonzero()[0]
     if not brighter.size:
         return response.size
-    gap = edge + int(np.argmin(response[edge:edge + 3 + int(brighter[0])]))
+    gap = edge + int(response[edge:edge + 3 + int(brighter[0])].argmin())
     return gap + 1 if response[gap] < 0.6 * inside else None
 
 
@@ -942,8 +953,8 @@ def _scan_edge(s: Array, response: Array, guess: float) -> tuple[float, float]:
     """Return edge and blur on a coarse grid: the shape that explains most of the response."""
     nearest = min(max(round(guess - float(s[0])), 0), s.size - 1)
     shapes, power = _edge_shapes(s.size, nearest)
-    projection = np.maximum(shapes @ (response - response.sum() / s.size), 0.0)
-    best = int(np.argmax(projection * projection / power))
+    projection = np.maximum(shapes @ (response - np.add.reduce(response) / s.size), 0.0)
+    best = int((projection * projection / power).argmax())
     return float(s[nearest]) + float(_SCAN_EDGES[best]), float(_SCAN_BLURS[best])
 
 
@@ -979,7 +990,7 @@ class EdgeFit:
         np.tanh(z * (0.7979 + 0.7979 * 0.044715 * squared), out=step)
         np.exp(-0.5 * squared, out=slope)
         np.multiply(slope, -z, out=stretch)
-        rows -= rows.sum(axis=1, keepdims=True) * (1.0 / s.size)
+        rows -= np.add.reduce(rows, axis=1, keepdims=True) * (1.0 / s.size)
         first, second, third, _ = (rows @ rows.T).tolist()
         power = third[2] + 1e-12
         along, aside, rise = third[0] / power, third[1] / power, third[3] / power
@@ -1032,14 +1043,15 @@ def _aside(width: float, half: int, columns: int) -> tuple[Array, Array]:
 def _blocks(inner: Array, size: int = 9) -> Array:
     """Return the means of blocks of an amplitude."""
     count = inner.size // size
-    return np.asarray(inner[:count * size].reshape(count, size).sum(axis=1) / size)
+    return np.asarray(np.add.reduce(
+        inner[:count * size].reshape(count, size), axis=1) / size)
 
 
 def _unevenness(inner: Array, blocks: Array, level: float) -> float:
     """Return the coefficient of variation of the amplitude, noise from rows 2 apart removed."""
     steps = inner[3:] - inner[:-3]
     noise = float(steps @ steps) / steps.size / 2.0 / 3.0
-    mean = float(blocks.sum()) / blocks.size
+    mean = float(np.add.reduce(blocks)) / blocks.size
     variance = float(blocks @ blocks) / blocks.size - mean * mean
     return math.sqrt(max(variance - noise, 0.0)) / max(level, 1e-6)
 
@@ -1064,7 +1076,8 @@ def _taper(halves: Image) -> float:
     """Return the ratio of the profile widths of the (2, W) halves of a shaft."""
     middle = halves.shape[1] // 2
     profiles = np.maximum(halves[:, middle - 9:middle + 10] @ _level_filter(), 0.0)
-    sums, heights = profiles.sum(axis=1).tolist(), profiles.max(axis=1).tolist()
+    sums = np.add.reduce(profiles, axis=1).tolist()
+    heights = np.maximum.reduce(profiles, axis=1).tolist()
     first, second = (float(total / max(height, 1e-6)) + 1e-3
                      for total, height in zip(sums, heights, strict=True))
     return float(max(first, second) / min(first, second))
@@ -1091,7 +1104,7 @@ def _continuations(strip: _Strip, edges: Array, level: float) -> Array:
     pixels = strip.model.grey(cv2.remap(
         strip.image, (fan.offsets @ axes).reshape(len(_FAN_RADII), -1, 2), None,
         cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE))
-    arcs = pixels.reshape(-1, 3, 2, fan.ahead.shape[1]).sum(axis=1)
+    arcs = np.add.reduce(pixels.reshape(-1, 3, 2, fan.ahead.shape[1]), axis=1)
     filters = _arc_filters(strip.model.turn, strip.template.width)
     responses = arcs @ filters * np.float32(1.0 / 3.0 / level)
     np.minimum(np.maximum(responses, -0.5, out=responses), 1.5, out=responses)
@@ -1099,7 +1112,7 @@ def _continuations(strip: _Strip, edges: Array, level: float) -> Array:
     for response, reach in zip(responses, fan.reaches, strict=True):
         best = cv2.dilate(best, reach)
         best += response
-    onward = best.max(axis=1).tolist()
+    onward = np.maximum.reduce(best, axis=1).tolist()
     beyond = edges[0] - strip.s[0], strip.s[-1] - edges[1]
     return np.array([0.0 if room < _OPEN else amplitude / len(arcs)
                      for room, amplitude in zip(beyond, onward, strict=True)])

@@ -13,6 +13,7 @@ from hybrid_guidance.detection.line import (
     Shaft,
     ShaftModel,
     follow,
+    followed_window,
     gate,
     measure,
     most_probable,
@@ -108,7 +109,8 @@ class UltrasoundNeedleDetector:
         sector = self._sector
         if sector is None:
             return None
-        shaft = follow(sector.fill_inside(pixels), segment, self._model, mask=sector.full_mask)
+        shaft = follow(sector.fill_about(pixels, segment), segment, self._model,
+                       mask=sector.full_mask)
         return None if shaft is None else _needle(shaft, sector.beams, self._angles)
 
 
@@ -212,6 +214,16 @@ class Sector:
         """
         return np.asarray(cv2.copyTo(pixels, self.full_mask, self.full))
 
+    def fill_about(self, pixels: Image, segment: Pixels) -> Image:
+        """Return the same, where it is looked at when a (2, 2) px segment is followed.
+
+        To copy all of an image would take the cache from what comes after.
+        """
+        rows, columns = followed_window(segment)
+        cv2.copyTo(pixels[rows, columns], self.full_mask[rows, columns],
+                   self.full[rows, columns])
+        return self.full
+
 
 def _side(columns: NDArray[np.intp], inside: NDArray[np.bool_]) -> tuple[float, float] | None:
     """Return offset and slope of a sector's side by row; None if it is not straight.
@@ -232,7 +244,8 @@ def _side(columns: NDArray[np.intp], inside: NDArray[np.bool_]) -> tuple[float, 
 
 def _needle(shaft: Shaft, beams: Beams, angles: tuple[float, float]) -> PixelNeedle:
     tip_end = int(shaft.direction[1] > 0.0)
-    narrow, wide = (float(x) for x in beams.angles(shaft.ends.mean(axis=0), shaft.direction))
+    first, last = shaft.ends
+    narrow, wide = (float(x) for x in beams.angles(0.5 * (first + last), shaft.direction))
     oblique = gate(wide, angles[1], _ANGLE_SOFTNESS) * gate(-narrow, -angles[0], _ANGLE_SOFTNESS)
     return shaft.needle(tip_end, oblique * _probability(shaft, tip_end))
 

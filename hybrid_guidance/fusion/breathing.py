@@ -21,6 +21,7 @@ from hybrid_guidance.geometry.types import Array, Points, Transform
 BLIND = 0.05
 """m: a displacement less sure than this was not seen."""
 
+_THREE = np.eye(3)
 _AHEAD_S, _SLOPE_S, _BEND = 0.1, 0.2, 0.005
 """How far ahead a breath is foretold, from how long a stretch, and how it bends, m/s²."""
 
@@ -135,13 +136,13 @@ class Breathing:
         across = self._pull_variance * away**2 + self._residual**2
         return Displacement(
             offset + self._pull * float(self._axis @ offset) * normal,
-            self._covariance + doubt**2 * np.eye(3) + across * np.outer(normal, normal))
+            self._covariance + doubt**2 * _THREE + across * (normal[:, None] * normal))
 
     def rest(self) -> Displacement:
         """Return the same where the patient is at rest, as it was registered."""
         offset = self._resting + self._pull * float(self._axis @ self._resting) * self._normal
         sure = 1e-4 if self.known else self._deviation
-        return Displacement(offset, sure**2 * np.eye(3))
+        return Displacement(offset, sure**2 * _THREE)
 
     def still(self, stamp_ns: int, mount: Transform, tracking: Array) -> tuple[Transform, Array]:
         """Return a sensor's mount as tissue sees it that does not move, and its covariance.
@@ -156,9 +157,10 @@ class Breathing:
             return mount, tracking
         if found is None:
             found = Displacement(self.rest().offset, self._deviation**2 * np.eye(3))
-        doubt = np.zeros((6, 6))
-        doubt[:3, :3] = found.covariance
-        return transform(translation=-found.offset) @ mount, tracking + doubt
+        still_T_mount, doubted = mount.copy(), tracking.copy()
+        still_T_mount[:3, 3] -= found.offset
+        doubted[:3, :3] += found.covariance
+        return still_T_mount, doubted
 
     def ready(self, stamp_ns: int) -> bool:
         """Tell whether more need not be waited for to know the breath at a stamp."""
@@ -171,7 +173,9 @@ class Breathing:
 
     def registered(self, world_T_patient: Transform) -> Transform:
         """Return (4, 4) the patient among tissue that does not move, from where it rests."""
-        return transform(translation=-self.rest().offset) @ world_T_patient
+        still_T_patient = world_T_patient.copy()
+        still_T_patient[:3, 3] -= self.rest().offset
+        return still_T_patient
 
     def rest_covariance(self) -> Array:
         """Return (6, 6) how sure that is, beside the registration."""

@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from hybrid_guidance.fusion.needle_filter import State
-from hybrid_guidance.fusion.observe import Sighting, lever
+from hybrid_guidance.fusion.observe import Sighting
+from hybrid_guidance.geometry.covariance import lever
 from hybrid_guidance.geometry.needle import NeedleEstimate
 from hybrid_guidance.geometry.rigid import angle_between, vector_from_rotation
 from hybrid_guidance.geometry.types import Array, Points, Transform

@@ -26,6 +26,7 @@ import numpy as np
 
 from hybrid_guidance.geometry.needle import NeedleEstimate
 from hybrid_guidance.geometry.rigid import cross, perpendiculars, pose_along, skew
+from hybrid_guidance.geometry.small import inverse, squared, widest
 from hybrid_guidance.geometry.types import Array, Points, Transform
 
 BLIND_ROTATION = 0.6
@@ -158,7 +159,7 @@ class State:
     @cached_property
     def basis(self) -> Array:
         """(2, 3) unit vectors that span the tangent plane of the direction."""
-        return np.array(perpendiculars(self.direction))
+        return perpendiculars(self.direction)
 
 
 @dataclass(frozen=True)
@@ -285,7 +286,7 @@ class NeedleFilter:
         turn[0, 0] = turn[1, 1] = turn[2, 2] = 1.0
         turn[3:, 3], turn[3:, 4] = second, -first
         covariance = turn @ state.covariance[:5, :5] @ turn.T
-        covariance[3:, 3:] += ROLL_VARIANCE * np.outer(state.direction, state.direction)
+        covariance[3:, 3:] += ROLL_VARIANCE * squared(state.direction)
         return NeedleEstimate(pose_along(state.tip, state.direction), covariance)
 
     def _start(self, observation: Observation) -> Update:
@@ -313,8 +314,8 @@ class NeedleFilter:
         pick[:3, :3], pick[3:, 3:] = np.eye(3), turns.T
         covariance[:5, :5] += pick @ needle.covariance @ pick.T
         ending = self._endings[source]
-        covariance[TIP, TIP] += (1.0 - ending.tip) * ending.stray**2 * np.outer(
-            needle.direction, needle.direction)
+        covariance[TIP, TIP] += (1.0 - ending.tip) * ending.stray**2 * squared(
+            needle.direction)
         state = State(observation.stamp_ns, needle.tip, needle.direction, 0.0,
                       np.zeros((len(self._sources), 6)),
                       np.array([ending.tip for ending in self._endings]),
@@ -338,7 +339,7 @@ class NeedleFilter:
         diagonal += abs(dt) * self._noise
         diagonal[TIP] += abs(dt) * motion.tip**2
         diagonal[SPEED] += abs(dt) * self._restless(asked)**2
-        covariance[TIP, TIP] += abs(dt) * (motion.slip**2 - motion.tip**2) * np.outer(along, along)
+        covariance[TIP, TIP] += abs(dt) * (motion.slip**2 - motion.tip**2) * squared(along)
         if asked:
             shift = max((item.shift for item in asked), key=_length)
             covariance[TIP, TIP] += abs(dt) * self._spread(shift, motion.obey)
@@ -367,7 +368,7 @@ class NeedleFilter:
         It was done when its command is no longer heard: |v|² is all that comes of it.
         """
         length = max(_length(way), 1e-12)
-        return min(speed / length, 1.0 / self._motion.linger) * np.outer(way, way)
+        return min(speed / length, 1.0 / self._motion.linger) * squared(way)
 
     def _step(self, state: State, observation: Observation) -> tuple[State, Update]:
         state = self._predicted(state, observation.stamp_ns)
@@ -375,9 +376,8 @@ class NeedleFilter:
         needle, effect = self._weakened(state, observation, source), _effect(observation)
         residual, jacobian, noise = self._line(state, needle, source, effect, axes)
         shared = jacobian @ state.covariance
-        spread = shared @ jacobian.T + noise
-        solved = np.linalg.solve(spread, np.column_stack([residual, shared]))
-        distance = float(residual @ solved[:, 0])
+        precision = inverse(shared @ jacobian.T + noise)
+        distance = float(residual @ precision @ residual)
         if distance > self._gate:
             return state, Update(False, distance, (
                 f'{np.linalg.norm(residual[:2]) * 1e3:.1f} mm beside where the needle should be, '
@@ -392,7 +392,7 @@ class NeedleFilter:
             return state, Update(False, distance, (
                 f'in line with the needle, but it ends {abs(offset) * 1e3:.0f} mm '
                 f'{"beyond" if offset > 0.0 else "before"} it: another line'))
-        gain = solved[:, 1:].T
+        gain = shared.T @ precision
         keep = self._identity - gain @ jacobian
         covariance = keep @ state.covariance @ keep.T + gain @ noise @ gain.T
         state = self._end(state, gain @ residual, covariance, needle, source, effect)
@@ -408,11 +408,11 @@ class NeedleFilter:
         since = observation.stamp_ns - state.seen_ns[source]
         factor = math.sqrt(max(2.0e9 * self._motion.blind / max(abs(since), 1), 1.0)) - 1.0
         needle = observation.needle
-        blind = np.linalg.eigh(needle.covariance[:3, :3])[1][:, -1]
+        blind = widest(needle.covariance[:3, :3])
         turn = cross(blind, needle.direction)
         stretch = _SIX.copy()
-        stretch[:3, :3] += factor * np.outer(blind, blind)
-        stretch[3:, 3:] += factor / max(float(turn @ turn), 1e-12) * np.outer(turn, turn)
+        stretch[:3, :3] += factor * squared(blind)
+        stretch[3:, 3:] += factor / max(float(turn @ turn), 1e-12) * squared(turn)
         return NeedleEstimate(needle.pose, stretch @ needle.covariance @ stretch.T,
                               needle.probability)
 
@@ -445,7 +445,7 @@ class NeedleFilter:
         spread = before + noise
         if ending.sure and offset**2 > OVERRULED**2 * spread:
             # The two cannot both be right, and this end is: the estimate is as wrong as it shows.
-            covariance += (offset**2 / before - 1.0) / before * np.outer(known, known)
+            covariance += (offset**2 / before - 1.0) / before * squared(known)
             before, known = offset**2, known * offset**2 / before
             spread = before + noise
         trust = min(max(float(state.ends[source]), 1.0 - ending.tip), ending.tip)
@@ -457,7 +457,7 @@ class NeedleFilter:
             belief = trust + (belief - trust) * min(since / ending.memory, 1.0)
         gain = known / spread
         shrunk = belief * (1.0 - belief) * offset**2 - belief * spread
-        covariance += shrunk * np.outer(gain, gain)
+        covariance += shrunk * squared(gain)
         ends = state.ends.copy()
         ends[source] = belief
         return _corrected(state, change + belief * offset * gain, covariance, ends,
@@ -514,9 +514,9 @@ def _corrected(state: State, change: Array, covariance: Array, ends: Array,
     """Return a state changed by what was found; ``covariance``, of before, is taken over."""
     basis = state.basis
     direction = state.direction + change[DIRECTION] @ basis
-    direction /= np.linalg.norm(direction)
+    direction *= 1.0 / _length(direction)
     # The tangent plane turned with the direction; its axes must follow.
-    turn = np.array(perpendiculars(direction)) @ basis.T
+    turn = perpendiculars(direction) @ basis.T
     covariance[DIRECTION] = turn @ covariance[DIRECTION]
     covariance[:, DIRECTION] = covariance[:, DIRECTION] @ turn.T
     return State(state.stamp_ns, state.tip + change[TIP], direction,

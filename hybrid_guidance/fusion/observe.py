@@ -3,12 +3,10 @@
 from dataclasses import dataclass
 from functools import cached_property
 
-import numpy as np
-
 from hybrid_guidance.fusion.needle_filter import Observation
-from hybrid_guidance.geometry.covariance import compose, rotate
+from hybrid_guidance.geometry.covariance import lever, rotate
 from hybrid_guidance.geometry.needle import NeedleEstimate
-from hybrid_guidance.geometry.rigid import inverse, skew, transform
+from hybrid_guidance.geometry.rigid import inverse, transform
 from hybrid_guidance.geometry.types import Array, Points, Transform
 
 
@@ -73,13 +71,6 @@ class Sighting:
                 + at_mount @ self.tracking @ at_mount.T)
 
 
-def lever(arm: Points) -> Array:
-    """Return (6, 6): how an error of a pose becomes one of a pose (3,) m away."""
-    moved = np.eye(6)
-    moved[:3, 3:] = -skew(arm)
-    return moved
-
-
 def observe(source: str, stamp_ns: int, needle: NeedleEstimate, mount_T_sensor: Transform,
             world_T_mount: Transform, tracking: Array) -> Observation:
     """Take a needle from its sensor's frame to the world.
@@ -92,10 +83,9 @@ def observe(source: str, stamp_ns: int, needle: NeedleEstimate, mount_T_sensor: 
         world_T_mount: (4, 4) tracked, at the acquisition time.
         tracking: (6, 6) covariance of one tracked pose, in world axes at the mount's origin.
     """
-    mount_T_needle = mount_T_sensor @ needle.pose
-    covariance = compose(world_T_mount, tracking, mount_T_needle,
-                         rotate(mount_T_sensor, needle.covariance))
     world_T_sensor = world_T_mount @ mount_T_sensor
-    return Observation(source, stamp_ns, NeedleEstimate(
-        world_T_mount @ mount_T_needle, covariance, needle.probability),
-        transform(world_T_mount[:3, :3], world_T_sensor[:3, 3]))
+    pose = world_T_sensor @ needle.pose
+    moved = lever(pose[:3, 3] - world_T_mount[:3, 3])
+    covariance = moved @ tracking @ moved.T + rotate(world_T_sensor, needle.covariance)
+    return Observation(source, stamp_ns, NeedleEstimate(pose, covariance, needle.probability),
+                       transform(world_T_mount[:3, :3], world_T_sensor[:3, 3]))

@@ -43,6 +43,7 @@ _LEAST_SPEED = 0.002
 _DRIFT, _DRIFT_S = 0.0012, 0.3
 _FAR_ALONG = 0.008
 _FITS = 12.0
+_POSITIONS = (0, 1, 2), (0, 1, 2)
 
 USUAL_DEPTH = 0.6
 """m from the X-ray source to the anatomy, before a needle tells."""
@@ -163,9 +164,10 @@ class WatchedFusion:
             registration: (4, 4) ``world_T_patient``.
             covariance: (6, 6) of it, when it was made.
         """
-        moved = np.diag([self.doubt**2] * 3 + [0.0] * 3)
+        covariance = covariance.copy()
+        covariance[_POSITIONS] += self.doubt**2
         return NeedleEstimate(inverse(registration) @ needle.pose, relative(
-            registration, covariance + moved, needle.pose, needle.covariance))
+            registration, covariance, needle.pose, needle.covariance))
 
     def _weakened(self, sighting: Sighting) -> Sighting:
         """Let a needle whose stamp is in doubt be anywhere it was in the meantime."""
@@ -229,14 +231,14 @@ class WatchedFusion:
 
     def _step(self, moved: Array, last: State, since: float) -> tuple[float, bool]:
         """Return how long a step is, m, and whether it is one that σ does not foresee."""
-        size = max(float(np.linalg.norm(moved)), 1e-12)
+        size = max(math.sqrt(float(moved @ moved)), 1e-12)
         variance = float(moved @ last.covariance[:3, :3] @ moved) / size**2
         return size, size > 3.0 * (variance + abs(since) * self._motion.tip**2)**0.5
 
     def _note_drift(self, moved: Array, since: float, stamp_ns: int) -> None:
         """Notice what is taken for movement, a little in each image, and was one step."""
         self._drift = math.exp(-since / _DRIFT_S) * self._drift + moved
-        drift = float(np.linalg.norm(self._drift))
+        drift = math.sqrt(float(self._drift @ self._drift))
         if drift > _DRIFT:
             self._doubtful(drift, stamp_ns - _SHOWN_NS + _BRIEF_NS)
 

@@ -1,9 +1,23 @@
 """Pose covariance, as ROS defines it: (x, y, z, rotation about x, y, z of the parent frame)."""
 
+import math
+from functools import lru_cache
+
 import numpy as np
 
 from hybrid_guidance.geometry.rigid import skew
+from hybrid_guidance.geometry.small import is_positive
 from hybrid_guidance.geometry.types import Array, Points, Transform
+
+_SIX = np.eye(6)
+
+
+@lru_cache(maxsize=16)
+def diagonal(position: float, rotation: float) -> Array:
+    """Return the (6, 6) covariance of deviations in m and rad, alike along all axes; read-only."""
+    covariance = np.diag([position**2] * 3 + [rotation**2] * 3)
+    covariance.setflags(write=False)
+    return covariance
 
 
 def rotate(a_T_b: Transform, covariance_b: Array) -> Array:
@@ -27,6 +41,13 @@ def _twice(rotation: Array) -> Array:
     return both
 
 
+def lever(arm: Points) -> Array:
+    """Return (6, 6): how an error of a pose becomes one of a pose (3,) m away."""
+    moved = _SIX.copy()
+    moved[:3, 3:] = -skew(arm)
+    return moved
+
+
 def compose(a_T_b: Transform, covariance_ab: Array,
             b_T_c: Transform, covariance_bc: Array) -> Array:
     """Return the (6, 6) covariance of ``a_T_b @ b_T_c``, both uncertain and independent.
@@ -34,9 +55,8 @@ def compose(a_T_b: Transform, covariance_ab: Array,
     First order (Barfoot and Furgale, IEEE T-RO 2014, adapted to ROS's split parameterisation):
     an error of rotation in ``a_T_b`` turns the lever arm from b to c.
     """
-    lever = np.eye(6)
-    lever[:3, 3:] = -skew(a_T_b[:3, :3] @ b_T_c[:3, 3])
-    return np.asarray(lever @ covariance_ab @ lever.T) + rotate(a_T_b, covariance_bc)
+    moved = lever(a_T_b[:3, :3] @ b_T_c[:3, 3])
+    return np.asarray(moved @ covariance_ab @ moved.T) + rotate(a_T_b, covariance_bc)
 
 
 def relative(a_T_b: Transform, covariance_ab: Array,
@@ -46,9 +66,7 @@ def relative(a_T_b: Transform, covariance_ab: Array,
     First order; the lever arm from b to c turns b's error of rotation into one of position.
     """
     to_b = -_twice(a_T_b[:3, :3].T)
-    lever = np.eye(6)
-    lever[:3, 3:] = -skew(a_T_c[:3, 3] - a_T_b[:3, 3])
-    jacobian = to_b @ lever
+    jacobian = to_b @ lever(a_T_c[:3, 3] - a_T_b[:3, 3])
     return np.asarray(jacobian @ covariance_ab @ jacobian.T + to_b @ covariance_ac @ to_b.T)
 
 
@@ -60,11 +78,16 @@ def of_point(a_T_b: Transform, covariance_ab: Array, point_b: Points) -> Array:
 
 def is_valid(covariance: Array) -> bool:
     """Tell whether a covariance is finite, symmetric and not negative."""
-    if not np.isfinite(covariance).all():
+    # Number by number: every needle that arrives is asked, and arrays this small are slow.
+    rows = covariance.tolist()
+    sizes = [abs(value) for row in rows for value in row]
+    if not all(map(math.isfinite, sizes)):
         return False
-    scale = max(float(np.abs(covariance).max()), 1e-30)
-    return bool(np.abs(covariance - covariance.T).max() <= 1e-6 * scale
-                and np.linalg.eigvalsh(covariance)[0] >= -1e-9 * scale)
+    scale = max(1e-30, *sizes)
+    for i, row in enumerate(rows):
+        if any(abs(row[j] - rows[j][i]) > 1e-6 * scale for j in range(i)):
+            return False
+    return is_positive(rows, 1e-9 * scale)
 
 
 def distance_deviation(covariance: Array, direction: Array) -> float:

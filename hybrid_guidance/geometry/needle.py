@@ -36,7 +36,7 @@ class NeedleEstimate:
     @cached_property
     def basis(self) -> Array:
         """(2, 3) unit vectors across the shaft."""
-        return np.array(perpendiculars(self.direction))
+        return perpendiculars(self.direction)
 
 
 def shaft(pose: Transform, length: float) -> Points:

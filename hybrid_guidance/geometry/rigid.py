@@ -102,7 +102,7 @@ def _quaternion(rotation: Array) -> Array:
 
 def skew(vector: Array) -> Array:
     """Return the (3, 3) matrix with ``skew(v) @ w == cross(v, w)``."""
-    x, y, z = vector
+    x, y, z = vector.tolist()
     return np.array([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]])
 
 
@@ -152,16 +152,22 @@ def cross(first: Array, second: Array) -> Array:
     return np.array([b * z - c * y, c * x - a * z, a * y - b * x])
 
 
-def perpendiculars(direction: Array) -> tuple[Array, Array]:
-    """Return two unit vectors that make a right-handed triad (first, second, direction)."""
-    x, y, z = direction.tolist()
+def perpendiculars(direction: Array) -> Array:
+    """Return (2, 3): two unit vectors that make a right-handed triad (first, second, direction).
+
+    The direction is of unit length.
+    """
+    return np.array(_perpendiculars(*direction.tolist()))
+
+
+def _perpendiculars(x: float, y: float, z: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
     # Across the axis that the direction is furthest from.
     sizes = abs(x), abs(y), abs(z)
     least = sizes.index(min(sizes))
     a, b, c = ((0.0, -z, y), (z, 0.0, -x), (-y, x, 0.0))[least]
     length = math.sqrt(a * a + b * b + c * c)
     a, b, c = a / length, b / length, c / length
-    return np.array([a, b, c]), np.array([y * c - z * b, z * a - x * c, x * b - y * a])
+    return (a, b, c), (y * c - z * b, z * a - x * c, x * b - y * a)
 
 
 def pose_along(origin: Points, direction: Array) -> Transform:
@@ -172,15 +178,14 @@ def pose_along(origin: Points, direction: Array) -> Transform:
     Raises:
         ValueError: the direction has no length.
     """
-    unit = np.asarray(direction, dtype=float)
-    length = math.hypot(*unit.tolist())
+    x, y, z = np.asarray(direction, dtype=float).tolist()
+    length = math.hypot(x, y, z)
     if not length > 0.0 or not math.isfinite(length):
         raise ValueError(f'a pose needs a direction with a length, got {direction}')
-    unit = unit / length
-    pose = _IDENTITY.copy()
-    pose[:3, 0], pose[:3, 1] = perpendiculars(unit)
-    pose[:3, 2], pose[:3, 3] = unit, origin
-    return pose
+    x, y, z = x / length, y / length, z / length
+    (a, b, c), (d, e, f) = _perpendiculars(x, y, z)
+    u, v, w = np.asarray(origin, dtype=float).tolist()
+    return np.array([[a, d, x, u], [b, e, y, v], [c, f, z, w], [0.0, 0.0, 0.0, 1.0]])
 
 
 def angle_between(first: Array, second: Array) -> float:

@@ -15,9 +15,10 @@ from hybrid_guidance.fusion.needle_filter import Motion
 from hybrid_guidance.fusion.observe import Sighting
 from hybrid_guidance.fusion.patient_shift import AnatomyMotion
 from hybrid_guidance.fusion.watched import WatchedFusion
+from hybrid_guidance.geometry.covariance import diagonal
 from hybrid_guidance.geometry.needle import NeedleEstimate
 from hybrid_guidance.geometry.projection import Projection
-from hybrid_guidance.geometry.types import Transform
+from hybrid_guidance.geometry.types import Array, Transform
 from hybrid_guidance.parameters import parameter
 from hybrid_guidance.ros import qos, tf
 from hybrid_guidance.ros.agreement import listen_to_trackers, say_agreement
@@ -175,10 +176,10 @@ class FusionNode(GuidanceNode[FusionParameters]):
             self._consistency.publish(Float64(data=abs(found.pixels)))
         self.health.set(f'{name} needle', update.accepted, update.reason)
 
-    def _tracking(self, name: str):  # type: ignore[no-untyped-def]
+    def _tracking(self, name: str) -> Array:
         rotation = (self.parameters.carm_rotation if name == 'fluoroscopy'
                     else self.parameters.tracking_rotation)
-        return np.diag([self.parameters.tracking_position**2] * 3 + [rotation**2] * 3)
+        return diagonal(self.parameters.tracking_position, rotation)
 
     def _watch(self) -> None:
         now, fusion = self.now_ns(), self._watched.fusion

@@ -192,7 +192,7 @@ def entry_window(task: Task, anatomy: AnatomyMap,
     normal = skin_normals(anatomy, task.window[None])[0]
     if not np.any(normal):
         normal = _unit(task.window - task.target)
-    across = np.stack(perpendiculars(normal))
+    across = perpendiculars(normal)
     reach = np.arange(-task.setup.window, task.setup.window + spacing / 2, spacing)
     u, v = (line.ravel() for line in np.meshgrid(reach, reach))
     kept = u**2 + v**2 <= task.setup.window**2 * (1 + 1e-9)

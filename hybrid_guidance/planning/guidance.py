@@ -176,7 +176,7 @@ class Guidance:
         if self.path.length + z < 0.0 or self._still_back(needle) > settings.target_tolerance:
             return False
         offset, angle = float(np.hypot(x, y)), angle_between(needle.direction, path)
-        across = np.column_stack(perpendiculars(path))
+        across = perpendiculars(path).T
         sigma, tilt = (float(np.linalg.eigvalsh(across.T @ block @ across)[-1]) ** 0.5
                        for block in (needle.covariance[:3, :3], needle.covariance[3:, 3:]))
         sure = sigma < settings.lateral_doubt and tilt < settings.angle_doubt
@@ -219,7 +219,7 @@ class Guidance:
 
         As long as only the doubt of it grows, no image has shown what the last command did.
         """
-        across = np.column_stack(perpendiculars(self.path.direction))
+        across = perpendiculars(self.path.direction).T
         variance = float(np.linalg.eigvalsh(across.T @ needle.covariance[:3, :3] @ across)[-1])
         before, self._doubt = self._doubt, (stamp_ns, variance)
         if before is None or variance <= before[1] * (
@@ -235,7 +235,7 @@ class Guidance:
         it cannot see goes on correcting for ever.
         """
         path = self.path.direction
-        across = np.column_stack(perpendiculars(path))
+        across = perpendiculars(path).T
         wanted = across @ across.T @ (self.path.target - needle.tip)
         turn = cross(needle.direction, path)
         settings, covariance = self.settings, needle.covariance

@@ -45,6 +45,7 @@ class BreathingPatient:
         self._shown_ns = 0
         self._pose = node.create_publisher(
             PoseWithCovarianceStamped, 'needle/pose', qos.OBSERVATION)
+        self._message = PoseWithCovarianceStamped()
         self.tissue = TissueWatch(
             node, SENSORS, lambda name: calibrations().get(SENSORS[name]), self._on_breath)
         node.create_subscription(PoseStamped, 'plan/needle_pose', self._on_asked, qos.COMMAND)
@@ -62,7 +63,7 @@ class BreathingPatient:
             still_T_patient = breathing.registered(registration.transform)
             self._pose.publish(needle_message(self._watched().in_patient(
                 needle, still_T_patient, registration.covariance + breathing.rest_covariance()),
-                'patient', stamp))
+                'patient', stamp, self._message))
         self._shown_ns = stamp
         # First what guides; where it is in the room comes after.
         world_T_still = breathing.world_T_still(stamp)

@@ -34,6 +34,7 @@ class NeedleTracker:
         self._node, self._detect, self._lift, self._threshold = node, detect, lift, threshold
         self._publisher = node.create_publisher(
             PoseWithCovarianceStamped, f'{sensor}/needle', qos.OBSERVATION)
+        self._message = PoseWithCovarianceStamped()
         self._repeats = Repeats()
         self._frames = self._needles = 0
 
@@ -45,8 +46,8 @@ class NeedleTracker:
         calibrated = frame.projection.is_calibrated
         # First what guides, then what is said about it.
         if found is not None and seen and calibrated:
-            self._publisher.publish(
-                needle_message(self._lift(found, frame), frame_id, frame.stamp_ns))
+            self._publisher.publish(needle_message(
+                self._lift(found, frame), frame_id, frame.stamp_ns, self._message))
             self._needles += 1
         self._frames += 1
         health = self._node.health

@@ -12,9 +12,13 @@ correlated.
 
 import argparse
 import json
+import os
 import sys
 import time
 from pathlib import Path
+
+# One core: numpy's library asks when it is loaded.
+os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')
 
 import cv2
 import numpy as np

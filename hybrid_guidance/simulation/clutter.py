@@ -64,12 +64,16 @@ class Clutter:
 
     def _images(self, echo: Polar, surface: Surface) -> tuple[Columns, Polar] | None:
         """Return beams, and what their first bone mirrors: as far below it as it lies above."""
-        columns, first = np.unique(surface.columns, return_index=True)
-        tilt = np.arccos(np.minimum(surface.square[first], 1.0))
+        # The surface is listed from above: turned over, the first of each beam comes last.
+        uppermost = np.full(echo.shape[1], -1)
+        uppermost[surface.columns[::-1]] = np.arange(len(surface.columns))[::-1]
+        columns = np.flatnonzero(uppermost >= 0)
+        tilt = np.arccos(np.minimum(surface.square[uppermost[columns]], 1.0))
         square = tilt < _MOST
         if not np.any(square):
             return None
-        columns, first = columns[square], first[square]
+        columns = columns[square]
+        first = uppermost[columns]
         above = 2 * surface.above[first] + 1 - self._rows
         mirrored = (above >= 0) & (above <= surface.above[first])
         share = _IMAGE * np.exp(-(tilt[square] / _TILT) ** 2)

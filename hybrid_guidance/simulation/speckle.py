@@ -37,6 +37,7 @@ class Speckle:
         self._axial = kernel(scan.pulse / beams.step)
         self._zones = self._lateral(scan)
         self.gain = self._unit_gain()
+        self._moment = -1, 0, 0
         self._bank = self._noise_bank(10.0 ** (scan.noise_db / 20.0))
 
     def scattered(self, patient_T_image: Transform) -> tuple[NDArray[np.int8], NDArray[np.int8]]:
@@ -77,8 +78,12 @@ class Speckle:
 
     def noise(self, time: float) -> tuple[Polar, Polar]:
         """Return the electronic noise of a moment, real and imaginary."""
-        rng = np.random.default_rng((self._seed, round(abs(time) * 1e6)))
-        top, left = (int(value) for value in rng.integers(0, 64, 2))
+        moment = round(abs(time) * 1e6)
+        # Asked for twice in a moment: by the picture and by the colour in it.
+        if self._moment[0] != moment:
+            rng = np.random.default_rng((self._seed, moment))
+            self._moment = moment, *(int(value) for value in rng.integers(0, 64, 2))
+        _, top, left = self._moment
         samples, beams = self._beams.shape
         window = (slice(top, top + samples), slice(left, left + beams))
         return self._bank[0][window], self._bank[1][window]

@@ -17,6 +17,10 @@ from hybrid_guidance.simulation.speckle import Window
 FLOW, WALL = 1, 2
 
 
+_UNSEEN = 0.03
+"""Beams or samples: tissue that moves less looks as if it stood."""
+
+
 @dataclass(frozen=True)
 class Walls:
     """How a window of the samples moves at systole, in beams and samples."""
@@ -78,7 +82,7 @@ class Vessels:
         shift[1, row, column] = lean * (x * side + y * way) / np.float32(self._beams.step)
         shift = np.stack([cv2.GaussianBlur(part, (3, 3), 0.0) for part in shift])
         left, top, width, height = cv2.boundingRect(
-            (np.maximum(*np.abs(shift)) > 0.01).astype(np.uint8))
+            (np.maximum(*np.abs(shift)) > _UNSEEN).astype(np.uint8))
         if not width:
             return None
         samples, beams = self._beams.shape

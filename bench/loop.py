@@ -25,6 +25,7 @@ from scipy.stats import chi2
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from hybrid_guidance.detection.lift import lift, lift_shift
+from hybrid_guidance.detection.succession import Succession
 from hybrid_guidance.detection.tissue import TissueMotion, xray_tissue
 from hybrid_guidance.detection.ultrasound import UltrasoundNeedleDetector
 from hybrid_guidance.detection.xray import XrayNeedleDetector
@@ -192,6 +193,7 @@ class Seen:
                                              'depth_deviation': xray.depth_deviation}),
             'ultrasound': (UltrasoundNeedleDetector(minimum_length=echo.minimum_length),
                            echo.threshold, {'slice_thickness': echo.slice_thickness})}
+        self._agrees = {'fluoroscopy': Succession(1), 'ultrasound': Succession(echo.confirm)}
         self.frames = FrameTree()
         self.calibrations = load_calibrations('simulated')
         self.watched = self.watched_by(self.parameters.require_both)
@@ -218,7 +220,8 @@ class Seen:
         detect, threshold, known = self._detect[name]
         self._watch_tissue(name, frame, known.get('depth', 0.0))
         found = detect(frame)
-        if found is None or found.probability < threshold:
+        likely = found is not None and found.probability >= threshold
+        if not self._agrees[name](found if likely else None, frame.stamp_ns):
             return None
         needle = lift(found, frame.projection, **known)
         if name == 'fluoroscopy':

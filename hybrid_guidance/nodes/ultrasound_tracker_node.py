@@ -28,6 +28,8 @@ class UltrasoundTrackerParameters:
                                       meaning='shortest echo line that counts as a shaft')
     threshold: float = parameter(0.5, low=0.0, high=1.0,
                                  meaning='probability from which a needle is reported')
+    confirm: int = parameter(3, low=1, high=30, fixed=True, meaning=(
+        'images in a row that must agree on a needle before it is first reported'))
     slice_thickness: float = parameter(0.003, low=0.0005, high=0.02, unit='m', meaning=(
         'full width at half maximum of the beam in elevation'))
     tissue_rate: float = parameter(15.0, low=1.0, high=100.0, unit='Hz', fixed=True, meaning=(
@@ -43,7 +45,8 @@ class UltrasoundTrackerNode(GuidanceNode[UltrasoundTrackerParameters]):
         super().__init__('ultrasound_tracker_node', UltrasoundTrackerParameters)
         detect = UltrasoundNeedleDetector(minimum_length=self.parameters.minimum_length)
         self._track_needle = NeedleTracker(
-            self, 'ultrasound', detect, self._lift, lambda: self.parameters.threshold)
+            self, 'ultrasound', detect, self._lift, lambda: self.parameters.threshold,
+            self.parameters.confirm)
         self._track_tissue = TissueTracker(
             self, 'ultrasound', TissueMotion(), 0.0, self.parameters.tissue_rate)
         self._detect_bone = BoneSurfaceDetector()

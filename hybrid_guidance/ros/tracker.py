@@ -6,6 +6,7 @@ from geometry_msgs.msg import PoseWithCovarianceStamped
 
 from hybrid_guidance.detection.line import PixelNeedle
 from hybrid_guidance.detection.repeats import Repeats
+from hybrid_guidance.detection.succession import Succession
 from hybrid_guidance.geometry.needle import NeedleEstimate
 from hybrid_guidance.imaging.frame import Frame
 from hybrid_guidance.ros import qos
@@ -25,24 +26,27 @@ class NeedleTracker:
         detect: finds a needle in a frame.
         lift: places it in the sensor's frame.
         threshold: probability from which a needle is reported.
+        confirm: images in a row that must agree before a needle is first reported.
     """
 
     def __init__(self, node: GuidanceNode, sensor: str,  # type: ignore[type-arg]
                  detect: Callable[[Frame], PixelNeedle | None],
                  lift: Callable[[PixelNeedle, Frame], NeedleEstimate],
-                 threshold: Callable[[], float]) -> None:
+                 threshold: Callable[[], float], confirm: int = 1) -> None:
         self._node, self._detect, self._lift, self._threshold = node, detect, lift, threshold
         self._publisher = node.create_publisher(
             PoseWithCovarianceStamped, f'{sensor}/needle', qos.OBSERVATION)
         self._message = PoseWithCovarianceStamped()
-        self._repeats = Repeats()
+        self._repeats, self._agrees = Repeats(), Succession(confirm)
         self._frames = self._needles = 0
 
     def __call__(self, frame: Frame, frame_id: str) -> PixelNeedle | None:
         """Look at one frame; return the needle in it, for those who look on."""
-        repeated = self._repeats(frame)
-        found = None if repeated else self._detect(frame)
-        seen = found is not None and found.probability >= self._threshold()
+        found, seen = None, False
+        if not self._repeats(frame):
+            found = self._detect(frame)
+            likely = found is not None and found.probability >= self._threshold()
+            seen = self._agrees(found if likely else None, frame.stamp_ns)
         calibrated = frame.projection.is_calibrated
         # First what guides, then what is said about it.
         if found is not None and seen and calibrated:

@@ -123,7 +123,8 @@ def test_nothing_is_looked_for_while_nobody_listens(bench: Bench) -> None:
     assert looked == [2 * PERIOD]
 
 
-def test_needle_is_published_before_bone_is_looked_for(bench: Bench) -> None:
+def test_needle_is_published_once_three_images_agree_and_before_bone_is_looked_for(peer) -> None:
+    bench = Bench(peer, bone_rate=100.0)
     needles, before = [], []
     bench.peer.node.create_subscription(
         PoseWithCovarianceStamped, 'ultrasound/needle', needles.append, 10)
@@ -140,9 +141,12 @@ def test_needle_is_published_before_bone_is_looked_for(bench: Bench) -> None:
     shaft = (along < 0.0) & (along > -150.0)
     pixels = np.maximum(pixels, np.where(
         shaft, 230.0 * np.exp(-0.5 * (across / 2.2)**2), 0.0)).astype(np.uint8)
-    bench.show(pixels, PERIOD)
-    bench.peer.spin(lambda: len(needles) == 1 and len(bench.clouds) == 1)
-    assert before == ['needle', 'bone']
+    for number in range(1, 5):
+        pixels[-1, -1] = number  # The same picture again would be none.
+        bench.show(pixels, number * PERIOD)
+    bench.peer.spin(lambda: len(needles) == 2 and len(bench.clouds) == 4)
+    assert before == ['bone', 'bone', 'needle', 'bone', 'needle', 'bone']
+    assert [stamp_ns(needle.header.stamp) for needle in needles] == [3 * PERIOD, 4 * PERIOD]
 
 
 def test_a_frozen_image_is_said_on_diagnostics_and_one_that_changes_ends_it(bench: Bench) -> None:

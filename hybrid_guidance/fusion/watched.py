@@ -33,13 +33,14 @@ from hybrid_guidance.geometry.covariance import relative
 from hybrid_guidance.geometry.needle import NeedleEstimate
 from hybrid_guidance.geometry.projection import Projection
 from hybrid_guidance.geometry.rigid import angle_between, inverse, transform_points
+from hybrid_guidance.geometry.small import squared
 from hybrid_guidance.geometry.types import Array, Transform
 
 _SHOWN_NS = 3_000_000_000
 _LOST_NS = 700_000_000
 _BRIEF_NS = 1_000_000_000
 _SURPRISE = 6.0
-_LEAST_SPEED = 0.002
+_LEAST_SPEED, _HASTE_S = 0.002, 2.0
 _DRIFT, _DRIFT_S = 0.0012, 0.3
 _FAR_ALONG = 0.008
 _FITS = 12.0
@@ -103,8 +104,10 @@ class WatchedFusion:
         self._jumps = {name: JumpWatch() for name in BODIES}
         self._flipped: dict[str, int] = dict.fromkeys(BODIES, 0)
         self._flipped_pairs: deque[int] = deque(maxlen=ALIKE)
-        self._suspect = False
+        self._upright_pairs: set[int] = set()
+        self._suspect = self._turned = False
         self._published: State | None = None
+        self._fastest = _LEAST_SPEED
         self._patient = PatientShift()
         self._doubt, self._doubt_ns = 0.0, 0
         self._drift = np.zeros(3)
@@ -155,6 +158,14 @@ class WatchedFusion:
         return max(self._patient.doubt, self._doubt,
                    *(jumps.size for jumps in self._jumps.values()))
 
+    @property
+    def lag(self) -> float:
+        """How far along the shaft, m, the needle may be elsewhere where stamps are in doubt.
+
+        All images are off as much; no mean of them knows it better than one.
+        """
+        return max(stream.doubt_s for stream in self._streams.values()) * self._fastest
+
     def in_patient(self, needle: NeedleEstimate, registration: Transform,
                    covariance: Array) -> NeedleEstimate:
         """Take a needle from the world to the patient, who may have moved.
@@ -164,10 +175,11 @@ class WatchedFusion:
             registration: (4, 4) ``world_T_patient``.
             covariance: (6, 6) of it, when it was made.
         """
-        covariance = covariance.copy()
+        covariance, known = covariance.copy(), needle.covariance.copy()
         covariance[_POSITIONS] += self.doubt**2
+        known[:3, :3] += self.lag**2 * squared(needle.direction)
         return NeedleEstimate(inverse(registration) @ needle.pose, relative(
-            registration, covariance, needle.pose, needle.covariance))
+            registration, covariance, needle.pose, known))
 
     def _weakened(self, sighting: Sighting) -> Sighting:
         """Let a needle whose stamp is in doubt be anywhere it was in the meantime."""
@@ -177,7 +189,7 @@ class WatchedFusion:
         needle = sighting.needle
         reach = doubt * (abs(state.speed) + _LEAST_SPEED)
         covariance = needle.covariance.copy()
-        covariance[:3, :3] += reach**2 * np.outer(needle.direction, needle.direction)
+        covariance[:3, :3] += reach**2 * squared(needle.direction)
         return replace(sighting, needle=replace(needle, covariance=covariance))
 
     def _refused(self) -> bool:
@@ -204,6 +216,10 @@ class WatchedFusion:
         last = self._published
         if last is None or state.stamp_ns > last.stamp_ns:
             self._published = state
+            # With stamps in doubt the speed is, too: it is then taken for what it was before.
+            since = (state.stamp_ns - last.stamp_ns) * 1e-9 if last and not self.lag else 0.0
+            self._fastest = max(abs(state.speed), _LEAST_SPEED, self._fastest * math.exp(
+                -since / _HASTE_S))
         if state.stamp_ns - self._doubt_ns > _SHOWN_NS:
             self._doubt = 0.0
         since = (state.stamp_ns - last.stamp_ns) * 1e-9 if last is not None else np.inf
@@ -267,12 +283,32 @@ class WatchedFusion:
         if found is None or seen is None or line is None:
             return found
         self._suspect = False
-        if (found.contradicts or abs(found.along) > _FAR_ALONG) and not self._distrusted:
+        wrong = found.contradicts or abs(found.along) > _FAR_ALONG
+        if (wrong or self._turned) and not self._distrusted:
             other = difference(mirrored(seen), *line, self._motion)
-            if other.squared < _FITS and abs(other.along) < 0.5 * abs(found.along):
-                self._suspect = True
-                self._count_mirrored(line[0].stamp_ns)
+            self._weigh_mirrored(found, other, wrong, line[0].stamp_ns)
         return found
+
+    def _weigh_mirrored(self, found: Difference, other: Difference, wrong: bool,
+                        xray_ns: int) -> None:
+        """Compare how a needle fits the X-ray as it is, and with left and right swapped.
+
+        Near the middle of its image it fits both ways, so an image found to be mirrored is used
+        again only when several X-rays fit it as it is and would not if it were swapped.
+        """
+        if wrong and other.squared < _FITS and abs(other.along) < 0.5 * abs(found.along):
+            self._suspect = True
+            self._upright_pairs.clear()
+            self._count_mirrored(xray_ns)
+        elif self._turned and not wrong and (other.contradicts or abs(other.along) > _FAR_ALONG):
+            self._upright_pairs.add(xray_ns)
+        if len(self._upright_pairs) == ALIKE:
+            self._turned = False
+            self._flipped_pairs.clear()
+            self._upright_pairs.clear()
+        if self._turned:
+            self._suspect = True
+            self._mirror('ultrasound', found.stamp_ns)
 
     def _count_mirrored(self, stamp_ns: int) -> None:
         if stamp_ns not in self._flipped_pairs:
@@ -298,6 +334,7 @@ class WatchedFusion:
             f'the {image} image seems to be mirrored: its needle fits once left and right are '
             'swapped. It is not used as long as it does; turn the probe or the image round'),
             stamp_ns, grave=True)
+        self._turned |= source == 'ultrasound'
 
     def _explain(self, sighting: Sighting) -> None:
         """Say why a needle is not where it should be, once several images say the same."""

@@ -122,3 +122,34 @@ def test_a_shift_that_tissue_does_not_show_is_doubted_once_an_xray_shows_it(
         bench: ModuleType) -> None:
     run = bench.Run(bench.Scene(137, 'shift'))
     assert max(doubted(run)) > 0.0015
+
+
+@pytest.mark.parametrize('fault', ['mirrored', 'mirrored from the start'])
+def test_of_a_mirrored_image_no_pose_is_made_where_it_would_fit_either_way(
+        bench: ModuleType, fault: str) -> None:
+    """Near the middle of its image a needle lies where its mirror image does."""
+    result = bench.Run(bench.Scene(412, fault)).play()
+    assert 'mirrored' in result.found
+    assert result.squared == []
+
+
+def test_an_image_that_was_turned_round_again_is_used_again(bench: ModuleType) -> None:
+    scene = bench.Scene(SEED, 'mirrored')
+    end, is_on = scene.begin + 3.0, scene.is_on
+    scene.is_on = lambda fault, time: is_on(fault, time) and time < end
+    run = bench.Run(scene)
+    result = run.play()
+    assert 'mirrored' in result.found
+    assert run.published > bench.END_S - 0.5
+    assert len(result.squared) > 100
+    assert 'mirrored' not in run.watched.report(run._ns(bench.END_S)).faults
+
+
+@pytest.mark.parametrize('seed', [402, 418, 424])
+def test_with_stamps_in_doubt_the_depth_is_as_unsure_as_the_needle_was_fast(
+        bench: ModuleType, seed: int) -> None:
+    run = bench.Run(bench.Scene(seed, 'stamps'))
+    result = run.play()
+    assert 0.0004 < run.watched.lag < 0.003
+    assert np.mean(np.array(result.squared) > 14.2) < 0.02
+    assert np.mean(np.array(result.errors) > 0.0015) > 0.1

@@ -82,7 +82,8 @@ class Speckle:
         # Asked for twice in a moment: by the picture and by the colour in it.
         if self._moment[0] != moment:
             rng = np.random.default_rng((self._seed, moment))
-            self._moment = moment, *(int(value) for value in rng.integers(0, 64, 2))
+            top, left = rng.integers(0, 64, 2).tolist()
+            self._moment = moment, top, left
         _, top, left = self._moment
         samples, beams = self._beams.shape
         window = (slice(top, top + samples), slice(left, left + beams))

@@ -7,6 +7,10 @@ of their parameter tables. Processing takes no time here, so a run is the same o
 Everything is simulated.
 
 Usage: python bench/loop.py [--procedures a,b] [--seeds 101-104] [--schedule 1.0] [--jobs 1]
+       [--results FILE]
+
+A run takes about 0.4 s of processor for each second that it simulates. With a file of results,
+each run is kept there, and what is in it already is not run again: many runs may be interrupted.
 """
 
 import argparse
@@ -16,6 +20,7 @@ import sys
 import traceback
 from collections import deque
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from itertools import chain, count, product
 from pathlib import Path
 
@@ -534,6 +539,34 @@ def one(job) -> dict:
         raise
 
 
+def key(name: str, seed: int, options) -> dict:
+    """Return what makes a run the same as another."""
+    given = ('schedule', 'breathing', 'tremor', 'tracking', 'delay', 'delay_error')
+    return {'name': name, 'seed': seed, **{one: getattr(options, one) for one in given}}
+
+
+def kept(path: Path | None) -> dict[str, dict]:
+    """Return the runs of a file of results, by their key; a line cut short is left out."""
+    runs = {}
+    for text in path.read_text().splitlines() if path is not None and path.exists() else ():
+        with suppress(json.JSONDecodeError):
+            item = json.loads(text)
+            run = item['run']
+            for one in ('angles_deg', 'nees5', 'nees3'):
+                run[one] = np.array(run[one], float)
+            run['seconds'] = np.array(run['seconds'], int)
+            run['errors_mm'] = {one: np.array(values) for one, values in run['errors_mm'].items()}
+            runs[json.dumps(item['key'])] = run
+    return runs
+
+
+def keep(path: Path | None, which: dict, run: dict) -> None:
+    """Add a run to a file of results."""
+    if path is not None:
+        with path.open('a') as file:
+            file.write(json.dumps({'key': which, 'run': run}, default=lambda x: x.tolist()) + '\n')
+
+
 def told(run: dict) -> str:
     """Return a run in one line (or two) for people."""
     fused = run['errors_mm'].get('fused', [])
@@ -623,13 +656,18 @@ def main() -> int:
     parser.add_argument('--delay', type=float, default=0.15, help='s, of ultrasound')
     parser.add_argument('--delay-error', type=float, default=0.01, help='s, at most')
     parser.add_argument('--jobs', type=int, default=1)
+    parser.add_argument('--results', type=Path, help='file of runs to add to and to go on from')
     options = parser.parse_args()
     first, _, last = options.seeds.partition('-')
     jobs = [(name, seed, options) for seed, name in product(
         range(int(first), int(last or first) + 1), options.procedures.split(','))]
-    runs = []
+    known = kept(options.results)
+    runs = [known[which] for job in jobs if (which := json.dumps(key(*job))) in known]
+    left = [job for job in jobs if json.dumps(key(*job)) not in known]
+    print(f'{len(runs)} of {len(jobs)} runs are there', flush=True)
     with ProcessPoolExecutor(options.jobs) as pool:
-        for run in (pool.map if options.jobs > 1 else map)(one, jobs):
+        for job, run in zip(left, (pool.map if options.jobs > 1 else map)(one, left), strict=True):
+            keep(options.results, key(*job), run)
             print(told(run), flush=True)
             runs.append(run)
     table(runs)

@@ -332,7 +332,8 @@ class WatchedFusion:
         image = BODIES[source][1]
         self._pass('mirrored', (
             f'the {image} image seems to be mirrored: its needle fits once left and right are '
-            'swapped. It is not used as long as it does; turn the probe or the image round'),
+            'swapped. It is not used until X-rays show otherwise; turn the probe or the image '
+            'round, or expose'),
             stamp_ns, grave=True)
         self._turned |= source == 'ultrasound'
 

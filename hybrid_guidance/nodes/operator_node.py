@@ -54,7 +54,7 @@ class OperatorNode(GuidanceNode[OperatorParameters]):
         self._deviation: np.ndarray | None = None
         self._numbers: dict[str, float] = {}
         self._published = dict.fromkeys(SENSORS, 0)
-        self._processed = dict.fromkeys(SENSORS, 0)
+        self._missed = dict.fromkeys(SENSORS, 0)
         self._exposures = 0
         self._exposed_ns = self._arrived_ns = 0
         self._advised = False
@@ -156,7 +156,7 @@ class OperatorNode(GuidanceNode[OperatorParameters]):
             for sensor in SENSORS:
                 if status.name.endswith(f'{sensor}_tracker_node'):
                     values = {item.key: item.value for item in status.values}
-                    self._processed[sensor] = int(values.get('frames', 0))
+                    self._missed[sensor] = int(values.get(f'{sensor} images missed', 0))
 
     def _save_pictures(self, when: str, then: Any) -> None:
         missing = set(SENSORS)
@@ -194,7 +194,6 @@ class OperatorNode(GuidanceNode[OperatorParameters]):
             'air_kerma_mgy': round(self._numbers.get('fluoroscopy/air_kerma', 0.0) * 1e3, 5),
             'kerma_area_product_cgycm2': round(
                 self._numbers.get('fluoroscopy/kerma_area_product', 0.0) * 1e6, 5),
-            'frames': dict(self._published), 'frames_lost': {
-                name: max(self._published[name] - self._processed[name], 0) for name in SENSORS},
+            'frames': dict(self._published), 'frames_lost': dict(self._missed),
             'latency_ms': percentiles(self._latency, 1e3)}
         return result

@@ -130,6 +130,8 @@ class GuidanceNode(Node, Generic[P]):
                          callback: Callable[[Frame, str], None]) -> tuple[Any, Any]:
         """Call back with every image of a sensor together with its camera_info, by stamp.
 
+        Only the latest image is kept: one that came and went meanwhile is counted on /diagnostics.
+
         Args:
             sensor: ``fluoroscopy`` or ``ultrasound``.
             callback: takes the frame and its frame_id.
@@ -137,7 +139,7 @@ class GuidanceNode(Node, Generic[P]):
         Returns:
             Both subscriptions, for whoever wants to end them.
         """
-        pairs = _Pairs(callback)
+        pairs = _Pairs(callback, lambda count: self.health.value(f'{sensor} images missed', count))
         return (self.create_subscription(CameraInfo, f'{sensor}/camera_info', pairs.info,
                                          qos.CAMERA_INFO),
                 self.create_subscription(Image, f'{sensor}/image_raw', pairs.image, qos.IMAGE))
@@ -167,12 +169,20 @@ def _timer_name(callback: Callable[[], None]) -> str:
 
 
 class _Pairs:
-    """Joins images and camera_infos that carry the same stamp, whichever comes first."""
+    """Joins images and camera_infos that carry the same stamp, whichever comes first.
+
+    Args:
+        callback: takes the frame and its frame_id.
+        tell: takes how many were missed: one of the two came, and later ones were joined.
+    """
 
     KEPT = 8
 
-    def __init__(self, callback: Callable[[Frame, str], None]) -> None:
-        self._callback = callback
+    def __init__(self, callback: Callable[[Frame, str], None],
+                 tell: Callable[[int], None] = lambda count: None) -> None:
+        self._callback, self._tell = callback, tell
+        self._missed = 0
+        tell(0)
         self._images: dict[int, Image] = {}
         self._infos: dict[int, CameraInfo] = {}
 
@@ -185,10 +195,21 @@ class _Pairs:
     def _match(self, stamp: int, message: Any, waiting: dict[int, Any]) -> None:
         waiting[stamp] = message
         if stamp in self._images and stamp in self._infos:
-            image, info = self._images.pop(stamp), self._infos.pop(stamp)
+            image, info = (self._taken(stamp, group) for group in (self._images, self._infos))
             self._callback(frame_from_messages(image, info), image.header.frame_id)
         while len(waiting) > self.KEPT:
-            waiting.pop(next(iter(waiting)))
+            self._leave(waiting, next(iter(waiting)))
+
+    def _taken(self, stamp: int, waiting: dict[int, Any]) -> Any:
+        """Take what carries a stamp; what came before it waits for nothing any more."""
+        while (first := next(iter(waiting))) != stamp:
+            self._leave(waiting, first)
+        return waiting.pop(stamp)
+
+    def _leave(self, waiting: dict[int, Any], stamp: int) -> None:
+        waiting.pop(stamp)
+        self._missed += 1
+        self._tell(self._missed)
 
 
 def run(node_type: Callable[[], Node], *, niceness: int = 0) -> None:

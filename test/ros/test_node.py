@@ -197,3 +197,18 @@ def test_image_and_info_are_paired_by_stamp_whichever_comes_first(graph, image_f
     assert (frame.stamp_ns, frame_id) == (7, 'ultrasound_image')
     assert np.array_equal(frame.pixels, pixels)
     assert np.allclose(frame.projection.matrix, projection.matrix)
+    # The camera_info of 6 came, its image did not and will not.
+    assert node.health._values['ultrasound images missed'] == '1'
+
+
+def test_no_image_is_missed_of_those_that_all_come(graph) -> None:
+    node, peer, spin = graph
+    projection = Projection.orthographic((1e-4, 1e-4), (2.0, 0.0), (5, 4))
+    images = peer.create_publisher(Image, 'ultrasound/image_raw', qos.IMAGE)
+    infos = peer.create_publisher(CameraInfo, 'ultrasound/camera_info', qos.CAMERA_INFO)
+    spin(lambda: images.get_subscription_count() > 0 and infos.get_subscription_count() > 0)
+    for stamp in range(5):
+        infos.publish(camera_info_message(projection, 'ultrasound_image', stamp))
+        images.publish(image_message(np.zeros((4, 5), np.uint8), 'ultrasound_image', stamp))
+        spin(lambda stamp=stamp: len(node.frames) == stamp + 1)
+    assert node.health._values['ultrasound images missed'] == '0'

@@ -24,16 +24,14 @@ class Acoustics:
 
     Attributes:
         sheet: (rows, columns, 4) the layers.
-        tops: (Z,) first row of every layer.
-        lefts: (Z,) its first column.
+        corners: (Z,) first column and row of every layer, two int16 in one int32.
         shape: (Z, Y, X) of the volume.
         origin: (3,) centre of its first voxel, metres, in ``patient``.
         spacing: edge of a voxel, metres.
     """
 
     sheet: NDArray[np.uint8]
-    tops: Polar
-    lefts: Polar
+    corners: NDArray[np.int32]
     shape: tuple[int, int, int]
     origin: Points
     spacing: float
@@ -76,9 +74,12 @@ class Acoustics:
         """Return all channels at places in voxels, (rows, columns, 4)."""
         whole = np.floor(z)
         layer, share = whole.astype(np.intp), z - whole
-        below, above = (cv2.remap(self.sheet, self.lefts.take(index) + x,
-                                  self.tops.take(index) + y, cv2.INTER_LINEAR)
-                        for index in (layer, layer + 1))
+        inside, fraction = cv2.convertMaps(x, y, cv2.CV_16SC2)
+        # Column and row, 16 bits each, are added at once: neither ever carries.
+        below, above = ((inside.view(np.int32)[..., 0] + corners.take(layer))[..., None]
+                        for corners in (self.corners, self.corners[1:]))
+        below, above = (cv2.remap(self.sheet, place.view(np.int16), fraction, cv2.INTER_LINEAR)
+                        for place in (below, above))
         return np.asarray(cv2.blendLinear(below, above, np.float32(1.0) - share, share))
 
 
@@ -107,8 +108,9 @@ def make_acoustics(patient: Patient, seed: int) -> Acoustics:
         if 0 < index < depth - 1:
             sheet[tops[index] + 1:tops[index] + height - 1,
                   lefts[index] + 1:lefts[index] + width - 1] = layer[1:-1, 1:-1]
-    return Acoustics(sheet, _float32(tops), _float32(lefts), (depth, height, width),
-                     patient.grid.origin, patient.grid.spacing)
+    corners = np.stack([lefts, tops], axis=-1).astype(np.int16).view(np.int32)[:, 0]
+    return Acoustics(sheet, corners, (depth, height, width), patient.grid.origin,
+                     patient.grid.spacing)
 
 
 class _Septa:

@@ -65,7 +65,7 @@ class Speckle:
             window: rows and columns to fill, beyond which the field is taken to go on; None: all.
         """
         rows, columns = window or (slice(0, len(field)), slice(0, field.shape[1]))
-        reach = len(self._axial)
+        reach = len(self._axial) // 2
         for first, last, lateral in self._zones:
             first, last = max(first, rows.start), min(last, rows.stop)
             if first >= last:

@@ -61,8 +61,7 @@ class UltrasoundRenderer:
         self._pose: Transform | None = None
         self._walls: Walls | None = None
         shape = self.beams.shape
-        rows, columns = np.indices(shape, dtype=np.float32)
-        self._rows, self._columns = rows, columns
+        self._places = np.indices(shape, np.float32)[::-1].transpose(1, 2, 0).copy()
         self._x, self._y = self.beams.grid(self.beams.coarse, np.arange(shape[1]))
         self._tissue = np.zeros((2, *shape), np.float32)
         self._frame = np.zeros((2, *shape), np.float32)
@@ -113,8 +112,7 @@ class UltrasoundRenderer:
         cv2.magnitude(self._frame[0], self._frame[1], magnitude=level)
         cv2.max(level, 1e-12, dst=level)
         cv2.log(level, dst=level)
-        cv2.scaleAdd(level, self._grey, self._offset, dst=level)
-        grey = cv2.convertScaleAbs(cv2.max(level, 0.0, dst=level))
+        grey = cv2.addWeighted(level, self._grey, self._offset, 1.0, 0.0, dtype=cv2.CV_8U)
         picture = np.zeros((self.projection.height, self.projection.width), np.uint8)
         picture[self._sector] = cv2.remap(grey, *self._maps, cv2.INTER_LINEAR,
                                           borderMode=cv2.BORDER_CONSTANT)
@@ -188,8 +186,8 @@ class UltrasoundRenderer:
         walls, share = self._walls, heartbeat(time)
         if walls is None:
             return
-        maps = (cv2.scaleAdd(walls.across, -share, self._columns[walls.window]),
-                cv2.scaleAdd(walls.down, -share, self._rows[walls.window]))
+        maps = cv2.convertMaps(cv2.scaleAdd(walls.shift, -share, self._places[walls.window]), None,
+                               cv2.CV_16SC2)
         for tissue, frame in zip(self._tissue, self._frame, strict=True):
             frame[walls.window] = cv2.remap(tissue, *maps, cv2.INTER_LINEAR,
                                             borderMode=cv2.BORDER_REPLICATE)

@@ -23,11 +23,10 @@ _UNSEEN = 0.03
 
 @dataclass(frozen=True)
 class Walls:
-    """How a window of the samples moves at systole, in beams and samples."""
+    """How a window of the samples moves at systole, (rows, columns, 2) beams and samples."""
 
     window: Window
-    across: Polar
-    down: Polar
+    shift: Polar
 
 
 @dataclass(frozen=True)
@@ -77,22 +76,22 @@ class Vessels:
         wall = flat + z * z
         lean = np.float32(share) * wall / np.maximum(flat, 0.25 * wall + 1e-12)
         side, way = self._ways[column].T
-        shift = np.zeros((2, *self._x.shape), np.float32)
-        shift[0, row, column] = lean * (x * way - y * side) / self._pitch[row]
-        shift[1, row, column] = lean * (x * side + y * way) / np.float32(self._beams.step)
-        shift = np.stack([cv2.GaussianBlur(part, (3, 3), 0.0) for part in shift])
+        shift = np.zeros((*self._x.shape, 2), np.float32)
+        shift[row, column, 0] = lean * (x * way - y * side) / self._pitch[row]
+        shift[row, column, 1] = lean * (x * side + y * way) / np.float32(self._beams.step)
+        shift = cv2.GaussianBlur(shift, (3, 3), 0.0)
+        moves = np.abs(shift) > _UNSEEN
         left, top, width, height = cv2.boundingRect(
-            (np.maximum(*np.abs(shift)) > _UNSEEN).astype(np.uint8))
+            (moves[..., 0] | moves[..., 1]).view(np.uint8))
         if not width:
             return None
         samples, beams = self._beams.shape
         window = (slice(COARSE * top, min(COARSE * (top + height), samples)),
                   slice(COARSE * left, min(COARSE * (left + width), beams)))
         size = window[0].stop - window[0].start, window[1].stop - window[1].start
-        across, down = (cv2.resize(part[top:top + height, left:left + width], (
-            COARSE * width, COARSE * height), interpolation=cv2.INTER_LINEAR)[
-                :size[0], :size[1]] for part in shift)
-        return Walls(window, across, down)
+        fine = cv2.resize(shift[top:top + height, left:left + width],
+                          (COARSE * width, COARSE * height), interpolation=cv2.INTER_LINEAR)
+        return Walls(window, np.asarray(fine[:size[0], :size[1]], np.float32))
 
     def _look(self, patient_T_image: Transform) -> _Seen:
         if self._last is None or not is_still(self._last.patient_T_image, patient_T_image):

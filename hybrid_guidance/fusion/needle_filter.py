@@ -37,6 +37,8 @@ ROLL_VARIANCE = np.pi**2 / 3.0
 
 TIP, DIRECTION, SPEED, CORE = slice(0, 3), slice(3, 5), 5, 6
 _SIX = np.eye(6)
+_BRIEFEST_NS = 1_000_000
+"""No sensor has images closer than this; a variance divided by less would drown all others."""
 _AGAINST = -0.3
 """Cosine between two directions below which they point to opposite ends of a line."""
 
@@ -406,7 +408,7 @@ class NeedleFilter:
         much as an error that lasts for τ does when it is seen every Δt.
         """
         since = observation.stamp_ns - state.seen_ns[source]
-        factor = math.sqrt(max(2.0e9 * self._motion.blind / max(abs(since), 1), 1.0)) - 1.0
+        factor = math.sqrt(max(2.0e9 * self._motion.blind / max(abs(since), _BRIEFEST_NS), 1.0)) - 1.0
         needle = observation.needle
         blind = widest(needle.covariance[:3, :3])
         turn = cross(blind, needle.direction)

@@ -32,12 +32,18 @@ def is_positive(rows: list[list[float]], least: float) -> bool:
 
 
 def inverse(matrix: Array) -> Array:
-    """Return the inverse of a symmetric positive (N, N) matrix, which needs no pivoting."""
+    """Return the inverse of a symmetric positive (N, N) matrix, which needs no pivoting.
+
+    Raises:
+        LinAlgError: it is not positive.
+    """
     rows = matrix.tolist()
     size = len(rows)
     for k, row in enumerate(rows):
         row += [0.0] * k + [1.0] + [0.0] * (size - 1 - k)
     for k in range(size):
+        if not rows[k][k] > 0.0:
+            raise np.linalg.LinAlgError(f'the matrix is not positive: {matrix.tolist()}')
         scale = 1.0 / rows[k][k]
         pivots = rows[k] = [value * scale for value in rows[k]]
         for i, row in enumerate(rows):

@@ -47,6 +47,17 @@ def test_the_advice_foretells_what_the_exposure_does(fusion: NeedleFusion) -> No
     assert told.after < told.now
 
 
+def test_an_xray_at_the_moment_of_the_last_one_is_foretold_to_tell_nothing(
+        fusion: NeedleFusion) -> None:
+    """What repeats an image counts for nothing: its variance grows, but not beyond all numbers."""
+    see(fusion, 1.0, 2.0)
+    fusion.add(fluoroscopy(2.0))
+    told = ask(fusion, 2.0, tip=1e-5)
+    assert told.after == pytest.approx(told.now, rel=0.05)
+    state = fusion.filter.expect(fluoroscopy(2.0))
+    assert np.linalg.eigvalsh(state.covariance)[0] > 0.0
+
+
 def test_an_exposure_that_would_change_little_is_not_worth_it(fusion: NeedleFusion) -> None:
     see(fusion, 1.0, 2.0)
     fusion.add(fluoroscopy(2.0))

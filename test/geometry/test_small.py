@@ -21,6 +21,12 @@ def test_inverse_is_that_of_numpy(size) -> None:
         np.testing.assert_allclose(product, np.eye(size), atol=1e-7)
 
 
+@pytest.mark.parametrize('spoilt', [0.0, -1.0, np.nan])
+def test_inverse_refuses_what_is_not_positive(spoilt) -> None:
+    with pytest.raises(np.linalg.LinAlgError, match='not positive'):
+        small.inverse(np.diag([1.0, spoilt, 2.0]))
+
+
 def test_positive_means_that_no_eigenvalue_is_below_the_limit() -> None:
     random = np.random.default_rng(1)
     said = []

@@ -47,7 +47,8 @@ class TissueMotion:
 
     What moves across a slice looks different soon, and the same again a breath later. So where
     an image is not like the one it was compared with any more it is kept too, and the next is
-    compared with whichever of those kept lies nearest.
+    compared with whichever of those kept lies nearest. Where none of them is like it, all are
+    tried in turn, until the breath brings the tissue back.
 
     Args:
         shrink: how many pixels of an image make one that is compared.
@@ -58,24 +59,27 @@ class TissueMotion:
         like: mean correlation below which an image is kept.
         keep: images kept at most.
         patience: images in a row without tissue after which all begins anew.
+        short: the same where tissue is lost more often than it is seen: the reference was taken
+            in the middle of a breath, another one may lie where it rests.
     """
 
     def __init__(self, shrink: int = 2, patch: int = 40, reach: int = 8, *,
                  logarithm: bool = False, likeness: float = 0.5, like: float = 0.8,
-                 keep: int = 16, patience: int = 15) -> None:
+                 keep: int = 16, patience: int = 60, short: int = 15) -> None:
         self._shrink, self._patch, self._reach = shrink, patch, reach
         self._logarithm, self._likeness, self._like = logarithm, likeness, like
-        self._keep, self._patience = keep, patience
+        self._keep, self._patience, self._short = keep, patience, short
         self._keys: list[_Key] = []
         self._begun: tuple[int, tuple[int, ...]] = (0, ())
         self._last = np.zeros(2)
-        self._lost = 0
+        self._lost = self._seen = self._missed = 0
 
     def __call__(self, frame: Frame) -> TissueShift | None:
         """Return how far the tissue of a frame has moved; None where that cannot be told."""
         image = self._small(frame.pixels)
-        if not self._keys or self._begun[1] != image.shape or self._lost >= self._patience:
-            self._keys, self._begun, self._lost = [], (frame.stamp_ns, image.shape), 0
+        if not self._keys or self._begun[1] != image.shape or self._is_lost():
+            self._keys, self._begun = [], (frame.stamp_ns, image.shape)
+            self._lost = self._seen = self._missed = 0
             self._add(image, np.zeros(2), np.zeros((2, 2)))
             self._last = np.zeros(2)
             return None
@@ -84,17 +88,25 @@ class TissueMotion:
             self._lost += 1
             return None
         moved, covariance, likeness = found
+        self._missed += self._lost
+        self._seen += 1
         self._lost, self._last = 0, moved
         if likeness < self._like:
             self._add(image, moved, covariance)
         scale = float(self._shrink)
         return TissueShift(self._begun[0], scale * moved, scale**2 * covariance)
 
+    def _is_lost(self) -> bool:
+        """Tell whether the reference is given up."""
+        seldom = self._seen < self._missed + min(self._lost, self._short)
+        return self._lost >= (min(self._short, self._patience) if seldom else self._patience)
+
     def _compared(self, image: Image) -> tuple[Array, Array, float] | None:
         """Return displacement, covariance and likeness by the more like of the nearest two."""
         nearest = sorted(self._keys, key=lambda key: float(np.linalg.norm(key.moved - self._last)))
+        first = 2 * self._lost % len(nearest)
         best = None
-        for key in nearest[:2]:
+        for key in nearest[first:first + 2]:
             found = self._match(image, key)
             if found is not None and (best is None or found[2] > best[2]):
                 best = found

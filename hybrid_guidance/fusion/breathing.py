@@ -25,6 +25,9 @@ _THREE = np.eye(3)
 _AHEAD_S, _SLOPE_S, _BEND = 0.1, 0.2, 0.005
 """How far ahead a breath is foretold, from how long a stretch, and how it bends, m/s²."""
 
+_GAP_NS = 400_000_000
+"""For longer nothing is known of tissue between two sights."""
+
 _PULL, _REST, _STILL, _SCALE = 0.5, 0.25, 4e-4, 0.05
 """σ across the slice per metre in it before it was seen; share of the time that tissue rests;
 m, a span that is no breath; share by which the scale of an X-ray's tissue may be wrong."""
@@ -95,8 +98,11 @@ class Breathing:
 
     @property
     def known(self) -> bool:
-        """Whether the place at rest is known."""
-        return bool(self._stamps) and self._stamps[-1] - self._stamps[0] >= self._watch_ns
+        """Whether the place at rest is known: a breath was watched, and most of it was seen."""
+        if not self._stamps or self._stamps[-1] - self._stamps[0] < self._watch_ns:
+            return False
+        steps = np.diff(self._stamps)
+        return bool(steps[steps <= _GAP_NS].sum() >= 0.5 * steps.sum())
 
     def add(self, sight: TissueSight) -> None:
         """Take what a sensor saw."""
@@ -209,6 +215,8 @@ class Breathing:
         after = bisect_right(stamps, stamp_ns)
         if after == 0 or (after == len(stamps)
                           and stamp_ns - stamps[-1] > int(_AHEAD_S * 1e9)):
+            return None
+        if after < len(stamps) and stamps[after] - stamps[after - 1] > _GAP_NS:
             return None
         if after < len(stamps):
             share = (stamp_ns - stamps[after - 1]) / (stamps[after] - stamps[after - 1])

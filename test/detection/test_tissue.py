@@ -93,3 +93,24 @@ def test_displacement_in_metres_is_blind_where_its_sensor_is() -> None:
     perspective = Projection.perspective((3400.0, 3400.0), (511.5, 511.5), (1024, 1024))
     moved, _ = lift_shift(np.array([34.0, 0.0]), np.eye(2), perspective, depth=0.6)
     np.testing.assert_allclose(moved, (6e-3, 0.0, 0.0), atol=1e-12)
+
+
+def test_tissue_that_a_breath_brings_back_is_found_under_the_first_reference() -> None:
+    motion, here, away = TissueMotion(), speckle(5), speckle(6)
+    stamps = iter(range(1, 1000))
+    for _ in range(3):
+        seen = [motion(frame(window(here, (0.0, 1.0)), next(stamps))) for _ in range(30)]
+        gone = [motion(frame(window(away, (0.0, 0.0)), next(stamps))) for _ in range(25)]
+        assert gone == [None] * 25
+        assert seen[-1] is not None
+        assert seen[-1].reference_ns == 1
+
+
+def test_a_reference_that_is_seldom_seen_again_is_given_up_early() -> None:
+    """It was taken in the middle of a breath; where tissue rests another one will last."""
+    motion, passing, resting = TissueMotion(short=10), speckle(7), speckle(8)
+    for k in range(1, 4):
+        motion(frame(window(passing, (0.0, 0.0)), k))
+    found = [motion(frame(window(resting, (0.0, 0.0)), k)) for k in range(4, 18)]
+    assert found[-1] is not None
+    assert found[-1].reference_ns == 14

@@ -54,6 +54,25 @@ def test_place_in_the_breath_is_found_within_its_deviation_by_both_imagers() -> 
         assert miss @ np.linalg.solve(covariance, miss) < 16.3  # χ², 3 degrees, 99.9 %
 
 
+def test_nothing_is_told_between_two_sights_that_lie_far_apart() -> None:
+    """Tissue that moves across the slice is seen for a part of each breath only."""
+    random, breathing = np.random.default_rng(6), Breathing()
+    for k in range(150):
+        if k % 60 < 36:
+            breathing.add(sight('ultrasound', k / 15.0, random))
+    assert breathing.at(round(50 / 15.0 * 1e9)) is None
+    assert breathing.at(round(20.5 / 15.0 * 1e9)) is not None
+    assert breathing.known
+
+
+def test_rest_is_not_known_of_tissue_that_is_seldom_seen() -> None:
+    random, breathing = np.random.default_rng(7), Breathing()
+    for k in range(150):
+        if k % 60 < 20:
+            breathing.add(sight('ultrasound', k / 15.0, random))
+    assert not breathing.known
+
+
 def test_slice_alone_doubts_what_it_cannot_see_most_where_breath_is_deepest() -> None:
     breathing, alone = watched(10.0, xrays=True), watched(10.0, xrays=False)
     times = np.arange(6.0, 9.5, 0.1)

@@ -407,8 +407,8 @@ class NeedleFilter:
         many knows that no better than one. White noise of 2 τ / Δt times the variance tells as
         much as an error that lasts for τ does when it is seen every Δt.
         """
-        since = observation.stamp_ns - state.seen_ns[source]
-        factor = math.sqrt(max(2.0e9 * self._motion.blind / max(abs(since), _BRIEFEST_NS), 1.0)) - 1.0
+        since = max(abs(observation.stamp_ns - state.seen_ns[source]), _BRIEFEST_NS)
+        factor = math.sqrt(max(2.0e9 * self._motion.blind / since, 1.0)) - 1.0
         needle = observation.needle
         blind = widest(needle.covariance[:3, :3])
         turn = cross(blind, needle.direction)

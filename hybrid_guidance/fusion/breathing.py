@@ -204,7 +204,9 @@ class Breathing:
     def _seen(self, sight: TissueSight) -> Points:
         """Return the displacement in the plane of the lead, and keep that plane."""
         variances, axes = np.linalg.eigh(sight.covariance)
-        self._normal = axes[:, -1] if variances[-1] > BLIND**2 else np.zeros(3)
+        normal = axes[:, -1] if variances[-1] > BLIND**2 else np.zeros(3)
+        # An eigenvector has no sign; what was learnt of the way across the slice has one.
+        self._normal = -normal if float(normal @ self._normal) < 0.0 else normal
         seen = np.eye(3) - np.outer(self._normal, self._normal)
         self._covariance = seen @ sight.covariance @ seen
         return np.asarray(seen @ sight.displacement)

@@ -1,8 +1,10 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from hybrid_guidance.fusion.breathing import Breathing, TissueSight
-from hybrid_guidance.geometry.rigid import transform
+from hybrid_guidance.geometry.rigid import rotation_from_vector, transform
 from hybrid_guidance.simulation.motion import Motion
 
 BREATH = np.array([0.001, -0.003, -0.0015])
@@ -52,6 +54,22 @@ def test_place_in_the_breath_is_found_within_its_deviation_by_both_imagers() -> 
         covariance = (breathing.at(round(seconds * 1e9)).covariance
                       + breathing.rest().covariance)
         assert miss @ np.linalg.solve(covariance, miss) < 16.3  # χ², 3 degrees, 99.9 %
+
+
+def test_a_tracker_that_trembles_does_not_turn_the_breath_round() -> None:
+    """The slice's normal has no sign in its covariance; of any two images it must be the same."""
+    random, breathing = np.random.default_rng(8), Breathing()
+    base = rotation_from_vector(np.array([1.2, 0.0, 0.0]))
+    for k in range(225):
+        trembling = rotation_from_vector(0.001 * random.standard_normal(3)) @ base
+        seen = [sight('ultrasound', k / 15.0, random)] + (
+            [sight('fluoroscopy', k / 15.0, random)] if k % 12 == 0 else [])
+        for each in seen:
+            breathing.add(replace(each, displacement=trembling @ each.displacement,
+                                  covariance=trembling @ each.covariance @ trembling.T))
+        if k > 120:
+            miss = place(breathing, k / 15.0) - base @ truth(k / 15.0)
+            assert np.linalg.norm(miss) < 3e-4
 
 
 def test_nothing_is_told_between_two_sights_that_lie_far_apart() -> None:

@@ -34,7 +34,7 @@ from hybrid_guidance.detection.succession import Succession
 from hybrid_guidance.detection.tissue import TissueMotion, xray_tissue
 from hybrid_guidance.detection.ultrasound import UltrasoundNeedleDetector
 from hybrid_guidance.detection.xray import XrayNeedleDetector
-from hybrid_guidance.fusion.advice import advise
+from hybrid_guidance.fusion.advice import Circumstances, advise
 from hybrid_guidance.fusion.breathing import Breathing, TissueSight
 from hybrid_guidance.fusion.frame_tree import (
     FrameTree,
@@ -42,7 +42,7 @@ from hybrid_guidance.fusion.frame_tree import (
     FutureError,
     UnknownFrameError,
 )
-from hybrid_guidance.fusion.needle_filter import Motion
+from hybrid_guidance.fusion.holder import Motion
 from hybrid_guidance.fusion.observe import Sighting
 from hybrid_guidance.fusion.watched import WatchedFusion
 from hybrid_guidance.geometry.needle import NeedleEstimate
@@ -224,14 +224,14 @@ class Seen:
         """Look at a picture; return the needle in it, in the sensor's frame."""
         detect, threshold, known = self._detect[name]
         self._watch_tissue(name, frame, known.get('depth', 0.0))
+        if name == 'fluoroscopy':
+            self._projections[name] = frame.projection
+            self.watched.exposed(frame.stamp_ns)
         found = detect(frame)
         likely = found is not None and found.probability >= threshold
         if not self._agrees[name](found if likely else None, frame.stamp_ns):
             return None
         needle = lift(found, frame.projection, **known)
-        if name == 'fluoroscopy':
-            self._projections[name] = frame.projection
-            self.watched.exposed(frame.stamp_ns)
         if not self.watched.arrived(name, frame.stamp_ns, self.clock.now):
             return None
         self._waiting.append((name, frame.stamp_ns, needle))
@@ -301,7 +301,7 @@ class Seen:
     def asked(self, stamp: int, pose) -> None:
         """Take where the needle is asked to go, in ``patient``."""
         registered = self.breathing.registered(self.calibrations['patient'].transform)
-        self.fusion.filter.ask(stamp, registered @ pose)
+        self.fusion.filter.ask(stamp, registered @ pose, self.clock.now)
 
     def shown(self, stamp: int):
         """Return ``patient_T_needle`` as it is displayed of that moment."""
@@ -502,8 +502,10 @@ class Run:
         near = needle and self.led.clearance.nearest(needle.tip, needle.covariance)
         danger = None if not near or near.point is None else (
             self.seen.calibrations['patient'].transform[:3, :3] @ (near.point - needle.tip))
+        given = Circumstances(danger, away=self.seen.breathing.away(),
+                              unsettled=self.seen.watched.unsettled)
         self._advised = advise(self.seen.fusion, self.clock.now, 'fluoroscopy', known.limits,
-                              danger).expose
+                               given).expose
 
     def _operate(self) -> None:
         """Expose, and watch whether the needle stays at the target."""

@@ -15,6 +15,12 @@ from hybrid_guidance.geometry.types import Points
 CONTRADICTED_NS = 2_000_000_000
 """After an X-ray that contradicts ultrasound, another one so soon would show the same."""
 
+IN_VAIN_NS, IN_VAIN_LONGEST_NS = 1_000_000_000, 8_000_000_000
+"""After an X-ray that does not show the needle; twice as long after each further one."""
+
+AWAY = 0.25e-3
+"""m of σ by which a breath may make an X-ray wrong that is to be taken now."""
+
 UNDERWAY_NS = 500_000_000
 """How late an image may arrive and still tell what the needle does now."""
 
@@ -59,8 +65,25 @@ class Advice:
     risk_after: float = math.nan
 
 
+@dataclass(frozen=True)
+class Circumstances:
+    """What else an exposure depends on.
+
+    Attributes:
+        danger: (3,) m, from the tip to what it must not touch, in the filter's axes.
+        dose: Gy, air kerma of one exposure.
+        away: m, σ of what a breath has done that an X-ray would take for the needle's place.
+        unsettled: what only an X-ray can settle, in words.
+    """
+
+    danger: Points | None = None
+    dose: float = math.nan
+    away: float = 0.0
+    unsettled: str = ''
+
+
 def advise(fusion: NeedleFusion, stamp_ns: int, source: str, limits: Limits | None = None,
-           danger: Points | None = None, dose: float = math.nan) -> Advice:
+           given: Circumstances | None = None) -> Advice:
     """Compare what is known of the tip now with what would be after an X-ray like the last one.
 
     Args:
@@ -68,32 +91,50 @@ def advise(fusion: NeedleFusion, stamp_ns: int, source: str, limits: Limits | No
         stamp_ns: now.
         source: name of the X-ray among the filter's sources.
         limits: when it is worth its dose.
-        danger: (3,) m, from the tip to what it must not touch, in the filter's axes.
-        dose: Gy, air kerma of one exposure.
+        given: what else it depends on.
     """
     limits = limits or Limits()
+    given, (vain, taken_ns) = given or Circumstances(), fusion.in_vain(source)
+    pause_ns = min(IN_VAIN_NS << max(vain - 1, 0), IN_VAIN_LONGEST_NS) if vain else 0
+    waiting = stamp_ns - taken_ns < pause_ns
     # Pictures that were taken are still on their way: they, not an X-ray, tell of the last moment.
     stamp_ns = max(stamp_ns - UNDERWAY_NS, min(stamp_ns, fusion.latest_ns))
     state, last = fusion.filter.predict(stamp_ns), fusion.last(source)
     if state is None or not fusion.found:
         return Advice(False, 'no needle to look for yet')
     needle = fusion.filter.estimate(state)
-    now, risk = _deviation(needle), _risk(needle, danger)
+    now, risk = _deviation(needle), _risk(needle, given.danger)
     if fusion.refused(source, stamp_ns - CONTRADICTED_NS):
         return Advice(False, 'not worth it: the last X-ray contradicts ultrasound; see which of '
                       'them is right', now, risk_now=risk)
+    if waiting:
+        return Advice(False, f'not worth it: {vain} X-rays in a row have not shown the needle that '
+                      'ultrasound shows; see whether it is one', now, risk_now=risk)
+    if given.unsettled:
+        return Advice(True, f'expose: an X-ray tells {given.unsettled}', now, risk_now=risk)
     if last is None:
-        return Advice(True, 'expose: no X-ray has shown the needle yet', now, risk_now=risk)
+        return _at_rest(Advice(True, 'expose: no X-ray has shown the needle yet', now,
+                               risk_now=risk), given)
     # As the last one, but of where the needle is by now.
     again = replace(last, stamp_ns=stamp_ns, needle=replace(
         last.needle, pose=pose_along(state.tip, last.needle.direction)))
     seen = fusion.filter.estimate(fusion.filter.expect(again))
     depth, depth_after = (distance_deviation(each.covariance, state.direction)
                           for each in (needle, seen))
-    expose, reason = _judge(limits, (now, _deviation(seen)), (risk, _risk(seen, danger)),
-                            (depth, depth_after), _beyond(fusion, source, state))
-    price = '' if math.isnan(dose) else f', for {dose * 1e6:.1f} µGy'
-    return Advice(expose, f'{reason}{price}', now, _deviation(seen), risk, _risk(seen, danger))
+    after, risk_after = _deviation(seen), _risk(seen, given.danger)
+    expose, reason = _judge(limits, (now, after), (risk, risk_after), (depth, depth_after),
+                            _beyond(fusion, source, state))
+    price = '' if math.isnan(given.dose) else f', for {given.dose * 1e6:.1f} µGy'
+    return _at_rest(Advice(expose, f'{reason}{price}', now, after, risk, risk_after), given)
+
+
+def _at_rest(advice: Advice, given: Circumstances) -> Advice:
+    """Put an exposure off until the breath is at its end, where it tells most."""
+    if not advice.expose or given.away < AWAY:
+        return advice
+    return replace(advice, expose=False, reason=(
+        f'wait for the end of the breath, which is known to {given.away * 1e3:.1f} mm now; then '
+        f'{advice.reason}'))
 
 
 def _judge(limits: Limits, errors: tuple[float, float], risks: tuple[float, float],

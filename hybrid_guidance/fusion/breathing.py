@@ -9,6 +9,7 @@ has been watched nobody can know that place, and the doubt says so.
 Everything is a displacement in ``world``; what breathing turns is left out.
 """
 
+import math
 from bisect import bisect_right
 from collections import deque
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ _AHEAD_S, _SLOPE_S, _BEND = 0.1, 0.2, 0.005
 _GAP_NS = 400_000_000
 """For longer nothing is known of tissue between two sights."""
 
-_PULL, _REST, _STILL, _SCALE = 0.5, 0.25, 4e-4, 0.05
+_PULL, _REST, _STILL, _SCALE = 1.5, 0.25, 4e-4, 0.05
 """σ across the slice per metre in it before it was seen; share of the time that tissue rests;
 m, a span that is no breath; share by which the scale of an X-ray's tissue may be wrong."""
 
@@ -143,6 +144,16 @@ class Breathing:
         return Displacement(
             offset + self._pull * float(self._axis @ offset) * normal,
             self._covariance + doubt**2 * _THREE + across * (normal[:, None] * normal))
+
+    def away(self) -> float:
+        """Return σ, m, of how far tissue was across the slice from its rest when last seen.
+
+        What an X-ray shows across the slice is wrong by that. It is least at the end of a breath.
+        """
+        if not self.known:
+            return 0.0
+        away = float(self._axis @ (self._moved[-1] - self._resting))
+        return abs(away) * math.sqrt(self._pull_variance)
 
     def rest(self) -> Displacement:
         """Return the same where the patient is at rest, as it was registered."""

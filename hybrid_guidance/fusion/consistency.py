@@ -13,7 +13,7 @@ from enum import Enum
 
 import numpy as np
 
-from hybrid_guidance.fusion.needle_filter import Motion
+from hybrid_guidance.fusion.holder import Motion
 from hybrid_guidance.fusion.observe import Sighting
 from hybrid_guidance.geometry.covariance import rotate
 from hybrid_guidance.geometry.projection import Projection

@@ -16,14 +16,14 @@ association, Bar-Shalom and Fortmann 1988, with a memory per sensor).
 """
 
 import math
-from bisect import bisect_right
-from collections import deque
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
+from hybrid_guidance.fusion.holder import Asked, Going, Holder, Motion
 from hybrid_guidance.geometry.needle import NeedleEstimate
 from hybrid_guidance.geometry.rigid import cross, perpendiculars, pose_along, skew
 from hybrid_guidance.geometry.small import inverse, squared, widest
@@ -35,12 +35,15 @@ BLIND_ROTATION = 0.6
 ROLL_VARIANCE = np.pi**2 / 3.0
 """rad²: of a uniform roll; a straight shaft looks the same from every side."""
 
-TIP, DIRECTION, SPEED, CORE = slice(0, 3), slice(3, 5), 5, 6
+TIP, DIRECTION, SPEED, IDLE, CORE = slice(0, 3), slice(3, 5), 5, 6, 7
 _SIX = np.eye(6)
 _BRIEFEST_NS = 1_000_000
 """No sensor has images closer than this; a variance divided by less would drown all others."""
 _AGAINST = -0.3
 """Cosine between two directions below which they point to opposite ends of a line."""
+
+_HEED = 0.05
+"""How soon a needle is held for restless whose images fit worse than they should."""
 
 FURTHEST = 0.010
 """m: no echo of a needle runs on further than this beyond an end that is sure, whatever σ says."""
@@ -68,56 +71,6 @@ class Observation:
 
 
 @dataclass(frozen=True)
-class Motion:
-    """How much can change between two images, as densities of white noise.
-
-    Attributes:
-        tip: m/√s, sideways.
-        slip: m/√s, along the shaft, beside the speed.
-        direction: rad/√s.
-        speed: m/s/√s, insertion speed, where nobody is known to lead the needle.
-        disobey: the same of a needle that is led, but not asked to advance or to withdraw.
-        stride: m, what it must be asked to advance for its speed to change as freely as unled.
-        obey: m/s, how fast a needle that is led goes sideways where it is asked to.
-        turn: rad/s, how fast it turns where it is asked to.
-        linger: s, for how long it may go on to where it was asked to.
-        pause: s, after which an unseen needle is thought to have stopped.
-        calibration: share of the calibration's deviation that may drift in one second.
-        blind: s, for which a needle keeps its place where the sensor is blind.
-    """
-
-    tip: float = 0.0008
-    slip: float = 0.0003
-    direction: float = 0.02
-    speed: float = 0.010
-    disobey: float = 0.001
-    stride: float = 0.001
-    obey: float = 0.006
-    turn: float = 0.10
-    linger: float = 0.6
-    pause: float = 0.25
-    calibration: float = 0.02
-    blind: float = 2.0
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What a hand or a robot was asked to do: it may have done it, or not.
-
-    Attributes:
-        stamp_ns: of the estimate that it was asked to change.
-        shift: (3,) m, where to bring the tip, sideways.
-        advance: m, how far along the shaft, negative to withdraw.
-        turn: (3,) change of the unit direction.
-    """
-
-    stamp_ns: int
-    shift: Array
-    advance: float
-    turn: Array
-
-
-@dataclass(frozen=True)
 class Ending:
     """What the visible end of a shaft is worth in the images of one sensor.
 
@@ -142,17 +95,21 @@ class State:
         stamp_ns: when.
         tip: (3,) m.
         direction: (3,) unit.
-        speed: m/s along the direction.
+        speed: m/s along the direction, beside what was asked.
+        idle: share of what was asked that whoever holds the needle leaves undone.
+        restless: how many times more than a steady needle it has been seen to wander.
         errors: (n, 6) calibration error of each source, in its mount's axes (m, rad).
         ends: (n,) probability that the end each source shows is the tip.
         seen_ns: (n,) when each source showed the needle last; 0: never.
-        covariance: (6 + 6 n, 6 + 6 n) of tip, direction (tangent plane), speed, errors.
+        covariance: (7 + 6 n, 7 + 6 n) of tip, direction (tangent plane), speed, idle, errors.
     """
 
     stamp_ns: int
     tip: Points
     direction: Array
     speed: float
+    idle: float
+    restless: float
     errors: Array
     ends: Array
     seen_ns: tuple[int, ...]
@@ -174,12 +131,14 @@ class Update:
             each only where the sensor is not blind.
         reason: why not, in words.
         state: of the filter at the observation's time, when it was used.
+        late: whether newer ones had been used before; they know more than ``state``.
     """
 
     accepted: bool
     distance: float = 0.0
     reason: str = ''
     state: State | None = None
+    late: bool = False
 
 
 @dataclass
@@ -208,31 +167,31 @@ class NeedleFilter:
         self._motion = motion = motion or Motion()
         self._size = CORE + 6 * len(self._sources)
         self._noise = np.zeros(self._size)
-        self._noise[DIRECTION] = motion.direction**2
+        self._noise[IDLE] = motion.fickle**2
         for index, block in enumerate(self._calibration):
             self._noise[_place(index)] = motion.calibration**2 * np.diag(block)
         self._identity = np.eye(self._size)
         self._gate = gate
         self._horizon_ns = int(horizon_s * 1e9)
         self._log: list[_Entry] = []
-        self._asked: deque[Asked] = deque(maxlen=64)
+        self._holder = Holder(motion)
 
-    def ask(self, stamp_ns: int, pose: Transform) -> None:
+    def ask(self, stamp_ns: int, pose: Transform, heard_ns: int | None = None) -> None:
         """Take where whoever holds the needle is asked to bring it.
 
-        A sensor that is blind sideways does not show whether it was done; until another does,
-        both must be thought possible. Along the shaft a needle goes hardly anywhere unasked.
+        A sensor that is blind sideways does not show whether it was done. What other sensors,
+        and the same in other directions, show of it tells how much of what is asked is done.
 
         Args:
             stamp_ns: of the estimate that this comes of.
             pose: (4, 4) of the needle, in the filter's frame.
+            heard_ns: when it was asked; by default at that stamp.
         """
         state = self.predict(stamp_ns)
         if state is not None:
-            way, along = pose[:3, 3] - state.tip, state.direction
-            advance = float(way @ along)
-            self._asked.append(Asked(stamp_ns, way - advance * along, advance,
-                                     pose[:3, 2] - along))
+            self._holder.ask(Asked(
+                stamp_ns, stamp_ns if heard_ns is None else heard_ns, state.tip, state.direction,
+                pose[:3, 3] - state.tip, pose[:3, 2] - state.direction))
 
     @property
     def state(self) -> State | None:
@@ -249,8 +208,7 @@ class NeedleFilter:
             return Update(False, reason=f'no calibration for {observation.source}')
         if not self._log:
             return self._start(observation)
-        index = bisect_right([entry.observation.stamp_ns for entry in self._log],
-                             observation.stamp_ns)
+        index = bisect_right(self._log, observation.stamp_ns, key=_stamp)
         if index == 0:
             return Update(False, reason='older than everything kept')
         state, update = self._step(self._log[index - 1].state, observation)
@@ -262,11 +220,11 @@ class NeedleFilter:
             state, _ = self._step(state, item)
             self._log.append(_Entry(item, state))
         self._forget()
-        return update
+        return replace(update, late=True) if later else update
 
     def predict(self, stamp_ns: int) -> State | None:
         """Return the state at a stamp, without changing anything; None before the first."""
-        index = bisect_right([entry.state.stamp_ns for entry in self._log], stamp_ns)
+        index = bisect_right(self._log, stamp_ns, key=_stamp)
         return self._predicted(self._log[index - 1].state, stamp_ns) if index else None
 
     def expect(self, observation: Observation) -> State:
@@ -302,7 +260,7 @@ class NeedleFilter:
         covariance = np.zeros((size, size))
         for index, block in enumerate(self._calibration):
             covariance[_place(index), _place(index)] = block
-        covariance[SPEED, SPEED] = 0.01**2
+        covariance[SPEED, SPEED], covariance[IDLE, IDLE] = 0.01**2, self._motion.idle**2
         # The needle is known no better than the calibration through which it was seen.
         measured = np.zeros((5, size))
         effect = _effect(observation)
@@ -318,7 +276,7 @@ class NeedleFilter:
         ending = self._endings[source]
         covariance[TIP, TIP] += (1.0 - ending.tip) * ending.stray**2 * squared(
             needle.direction)
-        state = State(observation.stamp_ns, needle.tip, needle.direction, 0.0,
+        state = State(observation.stamp_ns, needle.tip, needle.direction, 0.0, 0.0, 1.0,
                       np.zeros((len(self._sources), 6)),
                       np.array([ending.tip for ending in self._endings]),
                       _seen((0,) * len(self._sources), source, observation.stamp_ns), covariance)
@@ -329,48 +287,53 @@ class NeedleFilter:
         dt = (stamp_ns - state.stamp_ns) * 1e-9
         if dt == 0.0:
             return state
-        motion, along = self._motion, state.direction
+        motion, along, (first, second) = self._motion, state.direction, state.basis
         slowed = math.exp(-abs(dt) / motion.pause)
-        first, second = basis = state.basis
+        going = self._holder.going(state.tip, along, state.stamp_ns, stamp_ns, self._shown)
         step = self._identity.copy()
         step[TIP, 3], step[TIP, 4] = dt * state.speed * first, dt * state.speed * second
         step[TIP, SPEED], step[SPEED, SPEED] = dt * along, slowed
+        step[TIP, IDLE], step[DIRECTION, IDLE] = -going.shift, -(state.basis @ going.turn)
         covariance = step @ state.covariance @ step.T
-        asked = self._asked_of(state.stamp_ns, stamp_ns)
+        calm = state.restless * motion.steady if going.led else 1.0
         diagonal = covariance.reshape(-1)[::self._size + 1]
         diagonal += abs(dt) * self._noise
-        diagonal[TIP] += abs(dt) * motion.tip**2
-        diagonal[SPEED] += abs(dt) * self._restless(asked)**2
-        covariance[TIP, TIP] += abs(dt) * (motion.slip**2 - motion.tip**2) * squared(along)
-        if asked:
-            shift = max((item.shift for item in asked), key=_length)
-            covariance[TIP, TIP] += abs(dt) * self._spread(shift, motion.obey)
-            turn = basis @ max((item.turn for item in asked), key=_length)
-            covariance[DIRECTION, DIRECTION] += abs(dt) * self._spread(turn, motion.turn)
-        return State(stamp_ns, state.tip + dt * state.speed * along, along, slowed * state.speed,
+        diagonal[TIP] += abs(dt) * (calm * motion.tip)**2
+        diagonal[DIRECTION] += abs(dt) * (calm * motion.direction)**2
+        diagonal[SPEED] += abs(dt) * self._surge(going)**2
+        covariance[TIP, TIP] += going.shift_spread + abs(dt) * (
+            motion.slip**2 - (calm * motion.tip)**2) * squared(along)
+        covariance[DIRECTION, DIRECTION] += state.basis @ going.turn_spread @ state.basis.T
+        return self._moved(state, stamp_ns, going, slowed, covariance)
+
+    def _moved(self, state: State, stamp_ns: int, going: Going, slowed: float, covariance: Array
+               ) -> State:
+        """Return a state later on; ``covariance`` is taken over."""
+        done, dt = 1.0 - state.idle, (stamp_ns - state.stamp_ns) * 1e-9
+        tip = state.tip + dt * state.speed * state.direction + done * going.shift
+        direction = state.direction
+        if going.led:
+            direction = direction + done * going.turn
+            direction = direction * (1.0 / _length(direction))
+            _turned(covariance, state.basis, direction)
+        return State(stamp_ns, tip, direction, slowed * state.speed, state.idle, state.restless,
                      state.errors, state.ends, state.seen_ns, covariance)
 
-    def _asked_of(self, begin_ns: int, end_ns: int) -> list[Asked]:
-        """Return what may have been on the way to be done between two stamps."""
-        linger = int(self._motion.linger * 1e9)
-        return [item for item in self._asked
-                if min(begin_ns, end_ns) - linger <= item.stamp_ns <= max(begin_ns, end_ns)]
+    def _shown(self, asked: Asked) -> tuple[Points, Array]:
+        """Return where the needle was that somebody was asked to bring elsewhere."""
+        index = bisect_left(self._log, asked.stamp_ns, key=_stamp)
+        if index < len(self._log) and _stamp(self._log[index]) == asked.stamp_ns:
+            state = self._log[index].state
+            return state.tip, state.direction
+        return asked.tip, asked.direction
 
-    def _restless(self, asked: list[Asked]) -> float:
+    def _surge(self, going: Going) -> float:
         """Return how freely the insertion speed may change, m/s/√s."""
         motion = self._motion
-        if not asked:
+        if not going.led:
             return motion.speed
-        share = min(max(abs(item.advance) for item in asked) / motion.stride, 1.0)
-        return motion.disobey + share * (motion.speed - motion.disobey)
-
-    def _spread(self, way: Array, speed: float) -> Array:
-        """Return the variance per second of going all of a way or nothing of it.
-
-        It was done when its command is no longer heard: |v|² is all that comes of it.
-        """
-        length = max(_length(way), 1e-12)
-        return min(speed / length, 1.0 / self._motion.linger) * squared(way)
+        share = min(going.advance / motion.stride, 1.0)
+        return motion.disobey + share * (motion.advancing - motion.disobey)
 
     def _step(self, state: State, observation: Observation) -> tuple[State, Update]:
         state = self._predicted(state, observation.stamp_ns)
@@ -397,7 +360,9 @@ class NeedleFilter:
         gain = shared.T @ precision
         keep = self._identity - gain @ jacobian
         covariance = keep @ state.covariance @ keep.T + gain @ noise @ gain.T
-        state = self._end(state, gain @ residual, covariance, needle, source, effect)
+        restless = state.restless * math.exp(_HEED * (distance / len(residual) - 1.0))
+        state = self._end(state, gain @ residual, covariance, needle, source, effect,
+                          min(max(restless, 1.0), 1.0 / self._motion.steady))
         return state, Update(True, distance, state=state)
 
     def _weakened(self, state: State, observation: Observation, source: int) -> NeedleEstimate:
@@ -427,7 +392,7 @@ class NeedleFilter:
         return row, offset, float(along @ needle.covariance[:3, :3] @ along)
 
     def _end(self, state: State, change: Array, covariance: Array, needle: NeedleEstimate,
-             source: int, effect: Array) -> State:
+             source: int, effect: Array, restless: float) -> State:
         """Take the visible end of the shaft, which may be the tip, after its line.
 
         Args:
@@ -437,6 +402,7 @@ class NeedleFilter:
             needle: what was seen.
             source: by which.
             effect: (6, 6) of its calibration's error.
+            restless: how much the needle is seen to wander, with this image.
         """
         ending = self._endings[source]
         row, offset, noise = self._ending(
@@ -463,7 +429,7 @@ class NeedleFilter:
         ends = state.ends.copy()
         ends[source] = belief
         return _corrected(state, change + belief * offset * gain, covariance, ends,
-                          _seen(state.seen_ns, source, state.stamp_ns))
+                          _seen(state.seen_ns, source, state.stamp_ns), restless)
 
     def _line(self, state: State, needle: NeedleEstimate, source: int, effect: Array, axes: Array
               ) -> tuple[Array, Array, Array]:
@@ -511,20 +477,29 @@ def _effect(observation: Observation) -> Array:
     return effect
 
 
+def _turned(covariance: Array, basis: Array, direction: Array) -> None:
+    """Let the axes of a covariance follow the tangent plane that turned with the direction."""
+    turn = perpendiculars(direction) @ basis.T
+    covariance[DIRECTION] = turn @ covariance[DIRECTION]
+    covariance[:, DIRECTION] = covariance[:, DIRECTION] @ turn.T
+
+
 def _corrected(state: State, change: Array, covariance: Array, ends: Array,
-               seen_ns: tuple[int, ...]) -> State:
+               seen_ns: tuple[int, ...], restless: float) -> State:
     """Return a state changed by what was found; ``covariance``, of before, is taken over."""
     basis = state.basis
     direction = state.direction + change[DIRECTION] @ basis
     direction *= 1.0 / _length(direction)
-    # The tangent plane turned with the direction; its axes must follow.
-    turn = perpendiculars(direction) @ basis.T
-    covariance[DIRECTION] = turn @ covariance[DIRECTION]
-    covariance[:, DIRECTION] = covariance[:, DIRECTION] @ turn.T
+    _turned(covariance, basis, direction)
     return State(state.stamp_ns, state.tip + change[TIP], direction,
-                 state.speed + float(change[SPEED]),
+                 state.speed + float(change[SPEED]), state.idle + float(change[IDLE]), restless,
                  state.errors + change[CORE:].reshape(state.errors.shape),
                  ends, seen_ns, covariance)
+
+
+def _stamp(entry: _Entry) -> int:
+    """Return when an image was taken."""
+    return entry.observation.stamp_ns
 
 
 def _length(vector: Array) -> float:

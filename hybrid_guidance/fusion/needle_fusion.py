@@ -58,6 +58,7 @@ class NeedleFusion:
         self._last: dict[str, Observation] = {}
         self._last_tip: dict[str, Points] = {}
         self._refused_ns: dict[str, int] = {}
+        self._vain: dict[str, tuple[int, int]] = {}
 
     @property
     def filter(self) -> NeedleFilter:
@@ -83,6 +84,14 @@ class NeedleFusion:
         """Tell whether a source has contradicted this needle since then."""
         return self._refused_ns.get(source, since_ns - 1) >= since_ns
 
+    def in_vain(self, source: str) -> tuple[int, int]:
+        """Return how many images of a source in a row have not shown this needle, and the last."""
+        return self._vain.get(source, (0, 0))
+
+    def taken(self, source: str, stamp_ns: int) -> None:
+        """Take that a source has an image, whatever it shows."""
+        self._vain[source] = self.in_vain(source)[0] + 1, stamp_ns
+
     def last(self, source: str) -> Observation | None:
         """Return what a source showed last of this needle, if it was believed."""
         return self._last.get(source)
@@ -106,6 +115,7 @@ class NeedleFusion:
             self._refused_ns[observation.source] = observation.stamp_ns
             return update
         self._last[observation.source] = observation
+        self._vain.pop(observation.source, None)
         if update.state is not None:
             self._last_tip[observation.source] = update.state.tip
         self._refused_ns.pop(observation.source, None)
@@ -117,6 +127,7 @@ class NeedleFusion:
         self._last.clear()
         self._last_tip.clear()
         self._refused_ns.clear()
+        self._vain.clear()
 
     def _open(self) -> str:
         missing = ', '.join(sorted(self._needed - self._track.sources))

@@ -24,7 +24,8 @@ from hybrid_guidance.fusion.faults import (
     looks_mirrored,
     mirrored,
 )
-from hybrid_guidance.fusion.needle_filter import Ending, Motion, NeedleFilter, State, Update
+from hybrid_guidance.fusion.holder import Motion
+from hybrid_guidance.fusion.needle_filter import TIP, Ending, NeedleFilter, State, Update
 from hybrid_guidance.fusion.needle_fusion import NeedleFusion
 from hybrid_guidance.fusion.observe import Sighting
 from hybrid_guidance.fusion.patient_shift import AnatomyMotion, PatientShift
@@ -150,7 +151,17 @@ class WatchedFusion:
             return replace(update, accepted=False, state=None, reason=(
                 'ultrasound and X-ray contradict each other; no mean of them is a needle'))
         self._note_step(update.state, sighting.source)
-        return update
+        # Of a late image's moment a newer one may have told more; that was published.
+        return replace(update, state=None) if update.late else update
+
+    @property
+    def unsettled(self) -> str:
+        """What only another X-ray can tell, while no pose is published for it; '' if nothing."""
+        if self._turned:
+            return 'whether the ultrasound image is mirrored'
+        if self.consistency.contradicting and not self._refused():
+            return 'whether ultrasound and X-ray still contradict each other'
+        return ''
 
     @property
     def doubt(self) -> float:
@@ -228,7 +239,7 @@ class WatchedFusion:
         moved = state.tip - last.tip - since * last.speed * last.direction
         if since > 0.0 and not self.follows_tissue:
             self._note_drift(moved, since, state.stamp_ns)
-        size, unforeseen = self._step(moved, last, since)
+        size, unforeseen = self._step(moved, last, state)
         if size < JUMP:
             return
         if unforeseen:
@@ -238,18 +249,22 @@ class WatchedFusion:
             # It tells by itself whether the patient moved, but across the slice; and an end of a
             # shaft that was taken for the tip makes a step along the shaft.
             moved = moved - (moved @ last.direction) * last.direction
-            size, unforeseen = self._step(moved, last, since)
+            size, unforeseen = self._step(moved, last, state)
             unforeseen &= size > JUMP
         elif source != 'ultrasound':
             unforeseen = True  # Until an X-ray's anatomy tells whether the patient moved.
         if unforeseen:
             self._doubtful(size, state.stamp_ns)
 
-    def _step(self, moved: Array, last: State, since: float) -> tuple[float, bool]:
-        """Return how long a step is, m, and whether it is one that σ does not foresee."""
-        size = max(math.sqrt(float(moved @ moved)), 1e-12)
-        variance = float(moved @ last.covariance[:3, :3] @ moved) / size**2
-        return size, size > 3.0 * (variance + abs(since) * self._motion.tip**2)**0.5
+    def _step(self, moved: Array, last: State, state: State) -> tuple[float, bool]:
+        """Return how long a step is, m, and whether it is one that σ does not foresee.
+
+        Of two states the surer one was made with an image that the other did not know of.
+        """
+        size, since = max(math.sqrt(float(moved @ moved)), 1e-12), state.stamp_ns - last.stamp_ns
+        variance = max(float(moved @ each.covariance[TIP, TIP] @ moved)
+                       for each in (last, state)) / size**2
+        return size, size > 3.0 * (variance + 1e-9 * abs(since) * self._motion.tip**2)**0.5
 
     def _note_drift(self, moved: Array, since: float, stamp_ns: int) -> None:
         """Notice what is taken for movement, a little in each image, and was one step."""
@@ -362,7 +377,9 @@ class WatchedFusion:
 
     def exposed(self, stamp_ns: int) -> None:
         """Take that there is an X-ray, whatever it shows."""
-        self._exposed_ns = max(stamp_ns, self._exposed_ns or 0)
+        if stamp_ns > (self._exposed_ns or 0):
+            self._exposed_ns = stamp_ns
+            self.fusion.taken('fluoroscopy', stamp_ns)
 
     def told(self, source: str, words: str, now_ns: int) -> None:
         """Take what a tracker says of its images; nothing, when they are good again."""

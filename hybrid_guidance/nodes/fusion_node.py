@@ -11,7 +11,7 @@ from std_msgs.msg import Float64
 from std_srvs.srv import Trigger
 
 from hybrid_guidance.calibration.file import Calibration, CalibrationError
-from hybrid_guidance.fusion.needle_filter import Motion
+from hybrid_guidance.fusion.holder import Motion
 from hybrid_guidance.fusion.observe import Sighting
 from hybrid_guidance.fusion.patient_shift import AnatomyMotion
 from hybrid_guidance.fusion.watched import WatchedFusion
@@ -191,7 +191,7 @@ class FusionNode(GuidanceNode[FusionParameters]):
         say_agreement(self, self._agreement, self._watched.report(now))
         doubt = self._patient.tissue.describe(now)
         self.health.set('breathing', not doubt, doubt)
-        self._exposure.publish(fusion)
+        self._exposure.publish(self._watched, self._patient.tissue.breathing.away())
 
 
 def main() -> None:

@@ -41,7 +41,7 @@ class BreathingPatient:
             str, Calibration]], watched: Callable[[], WatchedFusion],
             ready: Callable[[], None]) -> None:
         self._calibrations, self._watched, self._ready = calibrations, watched, ready
-        self._broadcaster = tf.TransformBroadcaster(node)
+        self._broadcaster, self._now_ns = tf.TransformBroadcaster(node), node.now_ns
         self._shown_ns = 0
         self._pose = node.create_publisher(
             PoseWithCovarianceStamped, 'needle/pose', qos.OBSERVATION)
@@ -89,4 +89,4 @@ class BreathingPatient:
         if registration := self._calibrations().get(message.header.frame_id):
             self._watched().fusion.filter.ask(
                 stamp_ns(message.header.stamp), self.tissue.breathing.registered(
-                    registration.transform) @ matrix_from_pose(message.pose))
+                    registration.transform) @ matrix_from_pose(message.pose), self._now_ns())

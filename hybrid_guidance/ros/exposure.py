@@ -9,8 +9,8 @@ from diagnostic_msgs.msg import DiagnosticStatus
 from geometry_msgs.msg import PointStamped
 from std_msgs.msg import Float64
 
-from hybrid_guidance.fusion.advice import Limits, advise
-from hybrid_guidance.fusion.needle_fusion import NeedleFusion
+from hybrid_guidance.fusion.advice import Circumstances, Limits, advise
+from hybrid_guidance.fusion.watched import WatchedFusion
 from hybrid_guidance.geometry.types import Points
 from hybrid_guidance.parameters import parameter
 from hybrid_guidance.ros import qos, tf
@@ -55,14 +55,19 @@ class ExposureAdviser:
             PointStamped, 'plan/nearest_structure', self._on_nearest, qos.OBSERVATION)
         node.create_subscription(Float64, f'{source}/air_kerma', self._on_kerma, qos.STATE)
 
-    def publish(self, fusion: NeedleFusion) -> None:
-        """Say whether to expose now."""
+    def publish(self, watched: WatchedFusion, away: float) -> None:
+        """Say whether to expose now.
+
+        Args:
+            watched: what is known.
+            away: m, σ of where a breath has carried the needle.
+        """
         if not self._advice.get_subscription_count():
             return
         now = self._node.now_ns()
+        given = Circumstances(self._danger(now), self._dose, away, watched.unsettled)
         self._advice.publish(advice_message(advise(
-            fusion, now, self._source, self._node.parameters.limits, self._danger(now),
-            self._dose)))
+            watched.fusion, now, self._source, self._node.parameters.limits, given)))
 
     def _on_nearest(self, message: PointStamped) -> None:
         point_array(message.point)  # Refuse what is not finite.

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from needle_sights import DIRECTION, HERE, fluoroscopy, ultrasound, watching
 
-from hybrid_guidance.fusion.advice import Advice, Limits, advise
+from hybrid_guidance.fusion.advice import Advice, Circumstances, Limits, advise
 from hybrid_guidance.fusion.needle_fusion import NeedleFusion
 from hybrid_guidance.geometry.rigid import pose_along
 
@@ -98,12 +98,12 @@ def test_danger_across_the_slice_is_worth_an_exposure_and_in_it_is_not(
     now = fusion.latest_ns
     across, within = np.array([0.002, 0.0, 0.0]), np.array([0.0, 0.0, 0.002])
     limits = Limits(tip=1.0)
-    advice = advise(fusion, now, 'fluoroscopy', limits, across, 12e-6)
+    advice = advise(fusion, now, 'fluoroscopy', limits, Circumstances(across, 12e-6))
     assert advice.expose
     assert advice.risk_after < 0.5 * advice.risk_now
     assert 'risk' in advice.reason
     assert '12.0 µGy' in advice.reason
-    safe = advise(fusion, now, 'fluoroscopy', limits, within)
+    safe = advise(fusion, now, 'fluoroscopy', limits, Circumstances(within))
     assert not safe.expose
     assert safe.risk_now < limits.risk
 
@@ -116,7 +116,7 @@ def test_the_risk_is_the_share_of_needles_that_touch(fusion: NeedleFusion) -> No
     tips = np.random.default_rng(5).multivariate_normal(
         np.zeros(3), needle.covariance[:3, :3], 200_000)
     length = np.linalg.norm(danger)
-    told = advise(fusion, fusion.latest_ns, 'fluoroscopy', danger=danger)
+    told = advise(fusion, fusion.latest_ns, 'fluoroscopy', given=Circumstances(danger))
     assert told.risk_now == pytest.approx(np.mean(tips @ danger / length > length), abs=0.003)
 
 
@@ -136,3 +136,39 @@ def test_a_depth_that_a_planner_would_wait_for_is_worth_an_exposure() -> None:
         advices.append(advise(fusion, int(4.0e9), 'fluoroscopy', limits))
     assert [each.expose for each in advices] == [True, False]
     assert 'the depth is known to' in advices[0].reason
+
+
+def test_xrays_that_do_not_show_what_ultrasound_shows_are_taken_ever_more_seldom(
+        fusion: NeedleFusion) -> None:
+    """An echo of fascia before the needle is in: an X-ray every half second would show nothing."""
+    taken = []
+    for step in range(20 * 30):
+        time = 1.0 + step / 30
+        fusion.add(ultrasound(time))
+        if ask(fusion, time).expose:
+            fusion.taken('fluoroscopy', int(time * 1e9))
+            taken.append(time)
+    assert np.allclose(np.diff(taken)[:4], [1.0, 2.0, 4.0, 8.0], atol=0.07)
+    time = taken[-1] + 8.1
+    fusion.add(fluoroscopy(time))
+    assert fusion.in_vain('fluoroscopy')[0] == 0
+
+
+def test_an_exposure_waits_for_the_end_of_a_breath_that_is_not_known_well(
+        fusion: NeedleFusion) -> None:
+    see(fusion, 1.0, 2.0)
+    now = int(2.0e9)
+    put_off = advise(fusion, now, 'fluoroscopy', given=Circumstances(away=0.5e-3))
+    assert not put_off.expose
+    assert 'end of the breath' in put_off.reason
+    assert advise(fusion, now, 'fluoroscopy', given=Circumstances(away=0.1e-3)).expose
+
+
+def test_what_only_an_xray_can_settle_is_worth_one(fusion: NeedleFusion) -> None:
+    see(fusion, 1.0, 2.0)
+    fusion.add(fluoroscopy(2.0))
+    given = Circumstances(unsettled='whether the image is mirrored')
+    assert not ask(fusion, 2.0).expose
+    advice = advise(fusion, int(2.0e9), 'fluoroscopy', given=given)
+    assert advice.expose
+    assert 'mirrored' in advice.reason

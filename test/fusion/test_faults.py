@@ -36,7 +36,7 @@ class Images:
 def state(sighting: Sighting) -> State:
     needle = sighting.observation.needle
     return State(sighting.stamp_ns - 33_000_000, needle.tip, needle.direction, 0.0,
-                 np.zeros((2, 6)), np.ones(2), (0, 0), np.eye(18))
+                 0.0, 1.0, np.zeros((2, 6)), np.ones(2), (0, 0), np.eye(19))
 
 
 @pytest.mark.parametrize('seed', range(10))

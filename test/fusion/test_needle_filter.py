@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy.stats import chi2
 
-from hybrid_guidance.fusion.needle_filter import Ending, Motion, NeedleFilter, Observation
+from hybrid_guidance.fusion.holder import Motion
+from hybrid_guidance.fusion.needle_filter import Ending, NeedleFilter, Observation
 from hybrid_guidance.geometry.covariance import rotate
 from hybrid_guidance.geometry.needle import NeedleEstimate
 from hybrid_guidance.geometry.rigid import (
@@ -284,20 +285,87 @@ def blind_deviation(needle_filter: NeedleFilter, stamp_ns: int, axis: np.ndarray
     return float(axis @ covariance[:3, :3] @ axis) ** 0.5
 
 
-def test_a_needle_asked_aside_may_have_gone_all_the_way_or_not_at_all() -> None:
-    """2 mm aside or not at all: σ holds both while the command is heard, and no more."""
-    needle_filter = NeedleFilter(CALIBRATION)
+def test_a_needle_asked_aside_is_expected_there_less_surely() -> None:
+    """2 mm aside by somebody who was never seen to obey: half of it is open, to either side."""
+    needle_filter, motion = NeedleFilter(CALIBRATION), Motion()
     Bench(3).run(needle_filter, end=2.0)
     state = needle_filter.state
     across, other = perpendiculars(state.direction)
     told = needle_filter.estimate(state).pose
     told[:3, 3] += 0.002 * across
+    later = state.stamp_ns + int(motion.linger * 1e9)
+    before = needle_filter.predict(later)
     needle_filter.ask(state.stamp_ns, told)
-    later = state.stamp_ns + int(Motion().linger * 1e9)
-    assert 0.0019 < blind_deviation(needle_filter, later, across) < 0.0024
-    assert blind_deviation(needle_filter, later, other) < 0.001
-    assert np.allclose(needle_filter.predict(later).tip, state.tip + Motion().linger * state.speed
-                       * state.direction, atol=1e-6)
+    moved = needle_filter.predict(later).tip - before.tip
+    assert moved @ across == pytest.approx(0.002, abs=1e-5)
+    assert abs(moved @ other) < 1e-5
+    alone = np.hypot(motion.idle, motion.inexact) * 0.002
+    assert alone < blind_deviation(needle_filter, later, across) < np.hypot(alone, 0.0008)
+    assert blind_deviation(needle_filter, later, other) < 0.0008
+
+
+class LedBench(Bench):
+    """The needle is asked aside in the slice, to and fro, and does a share of it."""
+
+    def __init__(self, seed: int, done: float) -> None:
+        super().__init__(seed, speed=0.0)
+        self.done, self.aside = done, 0.0
+        self.across = np.cross(SLICE[:3, 2], self.start[:3, 2])
+
+    def truth(self, time: float) -> np.ndarray:
+        pose = self.start.copy()
+        pose[:3, 3] += self.aside * self.across
+        return pose
+
+    def lead(self, needle_filter: NeedleFilter, end: float = 3.0) -> None:
+        """Ask for 1.5 mm to one side or the other; it goes there at 6 mm/s."""
+        for step in range(int(end * 30)):
+            time, wanted = 0.5 + step / 30, 0.0015 * (-1)**(step // 15)
+            needle_filter.add(self.ultrasound(time))
+            if needle_filter.state is None or step < 15:
+                continue
+            told = needle_filter.estimate(needle_filter.state).pose
+            told[:3, 3] += (wanted - self.aside) * self.across
+            needle_filter.ask(needle_filter.state.stamp_ns, told)
+            self.aside += self.done * np.clip(wanted - self.aside, -0.0002, 0.0002)
+
+
+@pytest.mark.parametrize('done', [1.0, 0.0])
+def test_how_much_of_what_is_asked_is_done_is_learnt_where_it_is_seen(done: float) -> None:
+    """Three seconds in the slice tell what becomes of 2 mm across it."""
+    bench, needle_filter = LedBench(5, done), NeedleFilter(CALIBRATION)
+    bench.lead(needle_filter)
+    state, across = needle_filter.state, SLICE[:3, 2]
+    assert 1.0 - state.idle == pytest.approx(done, abs=0.3)
+    told = needle_filter.estimate(state).pose
+    told[:3, 3] += 0.002 * across
+    needle_filter.ask(state.stamp_ns, told)
+    later = needle_filter.predict(state.stamp_ns + int(Motion().linger * 1e9))
+    assert (later.tip - state.tip) @ across == pytest.approx(0.002 * done, abs=0.0006)
+
+
+def test_a_needle_that_is_seen_to_wander_is_less_sure_where_it_is_not_seen() -> None:
+    """A shaking hand shakes across the slice as much as in it."""
+    deviation = {}
+    for wander in (0.0, 0.004):
+        bench, needle_filter = Bench(13, speed=0.0), NeedleFilter(CALIBRATION)
+        bench.run(needle_filter, end=1.0)
+        for step in range(60):
+            seen = bench.ultrasound(1.5 + step / 30)
+            across = np.cross(SLICE[:3, 2], bench.start[:3, 2])
+            seen.needle.pose[:3, 3] += wander * np.sin(step) * across
+            needle_filter.add(seen)
+            asked_for(needle_filter, 0.0)
+        deviation[wander] = blind_deviation(
+            needle_filter, needle_filter.state.stamp_ns + 500_000_000, SLICE[:3, 2])
+    assert deviation[0.004] > 1.3 * deviation[0.0]
+
+
+def test_an_observation_that_newer_ones_preceded_says_so() -> None:
+    needle_filter, bench = NeedleFilter(CALIBRATION), Bench(3)
+    observations = [bench.ultrasound(0.5 + step / 30) for step in range(5)]
+    assert not any(needle_filter.add(item).late for item in observations)
+    assert needle_filter.add(bench.fluoroscopy(0.5 + 2.5 / 30)).late
 
 
 def asked_for(needle_filter: NeedleFilter, advance: float) -> None:
@@ -321,8 +389,7 @@ def test_a_needle_that_is_asked_to_hold_keeps_its_depth_while_its_end_is_not_see
         deviation[advance] = blind_deviation(
             needle_filter, needle_filter.state.stamp_ns, bench.start[:3, 2])
     assert deviation[0.0] < 0.0013
-    assert deviation[0.003] == pytest.approx(deviation[None], rel=0.2)
-    assert deviation[None] > 2.5 * deviation[0.0]
+    assert min(deviation[0.003], deviation[None]) > 2.5 * deviation[0.0]
 
 
 def test_a_needle_that_advances_though_it_is_asked_to_hold_is_followed() -> None:

@@ -58,7 +58,8 @@ def test_copies_change_no_estimate(bench: ModuleType, control: Any) -> None:
 def test_disorder_of_100_ms_makes_estimates_little_worse(bench: ModuleType, control: Any) -> None:
     """Of a needle that comes late its stamp is in doubt, too, and it counts for less."""
     result = bench.Run(bench.Scene(SEED, 'reordered')).play()
-    assert len(result.errors) == len(control.errors)
+    # No pose is published of a moment before one that was.
+    assert 0.7 * len(control.errors) < len(result.errors) < len(control.errors)
     assert np.percentile(result.errors, 95) < 1.4 * np.percentile(control.errors, 95)
 
 
@@ -94,8 +95,12 @@ def test_after_a_shift_the_pose_in_the_patient_says_that_the_patient_moved(
 
 
 def doubted(run: Any) -> list[float]:
-    """Play a run with tissue followed; return the doubts of the patient when poses came out."""
+    """Play a run with tissue followed; return the doubts of the patient when poses came out.
+
+    As in the node, nobody compares the anatomy of X-rays then.
+    """
     run.watched.follows_tissue = True
+    run.watched.anatomy = lambda motion: None
     doubts, score = [], run._score
 
     def note(state: Any) -> None:

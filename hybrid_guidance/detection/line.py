@@ -32,8 +32,8 @@ _LAGS = 16
 _OPEN = 6.0
 _ROWS = 128
 _COLUMNS = np.arange(-_NARROW, _NARROW + 1.0)
-_BRIGHTER = 1.6
 _DEEP = 60
+_FAINT, _NEXT, _FARTHEST = 0.25, 3, 30
 _SETTLED = 5e-2
 _SCAN_EDGES = np.repeat(np.arange(-10.0, 10.5, 1.0), 3)
 _SCAN_BLURS = np.tile([1.0, 2.0, 3.5], 21)
@@ -93,8 +93,10 @@ class Shaft:
         edges: (2,) px, s of the two ends, to about two pixels.
         s: (S,) px, evenly spaced by one; the shaft and what lies beyond its ends.
         response: (S,) amplitude at each s.
-        systematic: (along, across) px, as in the model.
+        systematic: px, as in the model.
         windows: px, as in the model.
+        doubt: as in the model.
+        brighter: as in the model.
         trail: px along the shaft by which echoes trail off.
         line_covariance: (2, 2) of (offset at s = 0 in px, slope in px/px).
         amplitude: grey levels above the surroundings.
@@ -111,6 +113,7 @@ class Shaft:
             zero where the model knows none.
         sides: (2,) grey level on the negative and positive side of the shaft, close by.
         far_sides: (2,) the same, farther away.
+        halves: (2,) grey level of both far sides beside the half towards each end.
     """
 
     origin: Pixels
@@ -118,8 +121,10 @@ class Shaft:
     edges: Array
     s: Array
     response: Array
-    systematic: tuple[float, float]
+    systematic: tuple[float, float, float]
     windows: tuple[tuple[float, float], tuple[float, float]]
+    doubt: float
+    brighter: float
     trail: float
     line_covariance: Array
     amplitude: float
@@ -135,6 +140,7 @@ class Shaft:
     bulk: Array
     sides: Array
     far_sides: Array
+    halves: Array
 
     @property
     def length(self) -> float:
@@ -152,16 +158,16 @@ class Shaft:
         edge, edge_variance = self._tip(sign)
         edge -= self.trail
         (a, b), (_, d) = self.line_covariance.tolist()
-        along, across = self.systematic
+        along, beside, across = self.systematic
         length = abs(edge - float(self.edges[1 - tip_end]))
-        # The same deviation at either end, each on its own, turns the shaft between them.
+        # Either end's own deviation turns the shaft between them, what both share does not.
         across *= across
         turn = d + 2.0 * across / length**2
         # Seen from the other end the normal turns over, the sense of rotation does not.
         lever = sign * (b + edge * d) + across / length
-        covariance = np.array([
-            [edge_variance + along * along, 0.0, 0.0],
-            [0.0, a + edge * (2.0 * b + edge * d) + across, lever], [0.0, lever, turn]])
+        aside = a + edge * (2.0 * b + edge * d) + across + beside * beside
+        covariance = np.array([[edge_variance + along * along, 0.0, 0.0],
+                               [0.0, aside, lever], [0.0, lever, turn]])
         return PixelNeedle(self.origin + edge * self.direction, sign * self.direction, length,
                            covariance, probability)
 
@@ -176,7 +182,11 @@ class Shaft:
         # Where background or shaft change near the tip, the two windows disagree.
         other = self._fit_end(s, response, edge.position, self.windows[1], edge.blur)
         apart = other.position - edge.position
-        return sign * edge.position, edge.variance + 0.5 * apart * apart
+        variance = edge.variance + 0.5 * apart * apart
+        if self.doubt:
+            beyond = _reach_beyond(s, response, edge.position, self.length)
+            variance += self.doubt * beyond * beyond
+        return sign * edge.position, variance
 
     def _fit_end(self, s: Array, response: Array, guess: float, window: tuple[float, float],
                  blur: float | None = None) -> '_Edge':
@@ -185,7 +195,7 @@ class Shaft:
                      int(s.searchsorted(guess + window[1])))
         s, response = s[rows], response[rows]
         edge = min(int(s.searchsorted(guess)), s.size - 1)
-        stop = _next_rise(response, edge)
+        stop = _next_rise(response, edge, self.brighter)
         if stop is None:
             # The tip touches bone: it lies anywhere between what is surely shaft and the bone.
             bone = float(s[edge + int(response[edge:].argmax())])
@@ -264,8 +274,8 @@ class ShaftModel:
     Attributes:
         minimum_length: px.
         widths: px, range of σ of the profile.
-        systematic: px, deviations along and across that no residual shows: an uneven profile,
-            a blur that is not Gaussian.
+        systematic: px, deviations that no residual shows (an uneven profile, a blur that is not
+            Gaussian): along, across at both ends alike, across at each end on its own.
         hub: whether a thick end may be in the image.
         turn: rad; a line that goes on beyond an end is looked for up to this far to the side.
         compression: grey levels per factor e of echo, where the image is the logarithm of what
@@ -274,17 +284,23 @@ class ShaftModel:
         windows: px before and beyond an end that the edge fit takes, and the same of a second
             fit whose difference from the first counts as uncertainty. Short where the last
             stretch of the shaft may be brighter or darker than the rest.
+        doubt: the tip's variance per square of the px beyond an end up to which something may
+            still be shaft: it goes on behind a gap, or out of the slice.
+        brighter: times the shaft's own level from which what follows an end is bone: above what
+            a ground tip reflects.
         grey: turns resampled pixels into float32 on which lines are bright.
     """
 
     minimum_length: float = 40.0
     widths: tuple[float, float] = (0.8, 5.0)
-    systematic: tuple[float, float] = (0.1, 0.02)
+    systematic: tuple[float, float, float] = (0.1, 0.0, 0.02)
     hub: bool = True
     turn: float = np.deg2rad(108.0)
     compression: float = 0.0
     tail: tuple[float, float] | None = None
     windows: tuple[tuple[float, float], tuple[float, float]] = ((45.0, 22.0), (20.0, 12.0))
+    doubt: float = 0.0
+    brighter: float = 1.6
     grey: Callable[[Image], Image] = np.asarray
 
 
@@ -591,8 +607,8 @@ class _Strip:
         relative = amplitude[deep][towards]
         relative = relative * (1.0 / max(_median(relative[:reach]), 1e-9))
         after_gap = np.maximum.accumulate(relative < 0.4)
-        # A shaft's own glints reach twice its level, but not behind a gap.
-        bright = (relative > np.where(after_gap, 2.0, 3.5)).astype(np.uint8)
+        # A shaft's own glints reach three times its level, but not behind a gap.
+        bright = (relative > np.where(after_gap, 2.0, self.model.brighter)).astype(np.uint8)
         bone = cv2.dilate(bright[None], _BLUR_REACH)[0] > 0
         # Shafts pale to a third of their level, gaps are darker.
         dark = np.minimum(np.maximum(0.3 - relative, 0.0), 0.4)
@@ -903,13 +919,22 @@ def _describe(strip: _Strip, inner: Array, response: Array) -> Shaft:
     asymmetry = abs(float(sides[1] - sides[0])) / max(level, 1e-6)
     return Shaft(
         strip.origin, strip.direction, edges, strip.s, response,
-        strip.model.systematic, strip.model.windows, strip.trail, strip.line_covariance,
+        strip.model.systematic, strip.model.windows, strip.model.doubt, strip.model.brighter,
+        strip.trail, strip.line_covariance,
         level, template.width, _significance(profile, template, level),
         float(np.add.reduce(blocks > 0.4 * level)) / max(blocks.size, 1),
         _unevenness(inner, blocks, level), asymmetry, strip.sagitta, _taper(halves),
         _continuations(strip, edges, level), np.array([strip.is_open(end) for end in (0, 1)]),
         np.array([_bulk(strip, end) if strip.model.hub else 0.0 for end in (0, 1)]),
-        sides, far_sides)
+        sides, far_sides, _half_levels(halves, template.width, inner.size))
+
+
+def _half_levels(halves: Image, width: float, rows: int) -> Array:
+    """Return the (2,) grey levels beside the (2, W) summed halves of a shaft of some rows."""
+    far = _side_filters(halves.shape[1], width)[2:]
+    first = (rows + 1) // 2
+    return np.asarray(np.add.reduce(halves @ far.T, axis=1)
+                      / (2.0 * first, 2.0 * max(rows - first, 1)))
 
 
 def fit_edge(s: Array, response: Array, guess: float, blur: float | None = None
@@ -936,17 +961,29 @@ def fit_edge(s: Array, response: Array, guess: float, blur: float | None = None
     return fit
 
 
-def _next_rise(response: Array, edge: int) -> int | None:
+def _next_rise(response: Array, edge: int, brighter: float) -> int | None:
     """Return the number of rows up to where, beyond an edge, something brighter begins: bone.
 
     None where there is no gap between them, and so no edge to be seen.
     """
     inside = _median(response[:edge]) if edge > 3 else np.inf
-    brighter = (response[edge + 3:] > _BRIGHTER * inside).nonzero()[0]
-    if not brighter.size:
+    bone = (response[edge + 3:] > brighter * inside).nonzero()[0]
+    if not bone.size:
         return response.size
-    gap = edge + int(response[edge:edge + 3 + int(brighter[0])].argmin())
+    gap = edge + int(response[edge:edge + 3 + int(bone[0])].argmin())
     return gap + 1 if response[gap] < 0.6 * inside else None
+
+
+def _reach_beyond(s: Array, response: Array, edge: float, length: float) -> float:
+    """Return px beyond an end up to which something has a fourth of the shaft's level."""
+    first, last = s.searchsorted((edge - length, edge)).tolist()
+    if last - first < 4:
+        return 0.0
+    smooth = cv2.blur(response[None], (5, 1))[0]
+    level = _FAINT * _median(response[first:last])
+    beyond = smooth[last + _NEXT:last + _FARTHEST]
+    seen = (beyond > level).nonzero()[0]
+    return float(seen[-1]) + _NEXT if seen.size else 0.0
 
 
 def _scan_edge(s: Array, response: Array, guess: float) -> tuple[float, float]:

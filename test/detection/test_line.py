@@ -34,7 +34,7 @@ def rough_ends(tip: np.ndarray, angle: float, length: float) -> np.ndarray:
 
 def measured(seed: int, noise: float) -> tuple[np.ndarray, np.ndarray]:
     image, tip, angle, length = noisy_line(seed, noise)
-    model = ShaftModel(systematic=(0.0, 0.0))
+    model = ShaftModel(systematic=(0.0, 0.0, 0.0))
     shafts = list(measure(image, [rough_ends(tip, angle, length)], model))
     assert len(shafts) == 1
     shaft = shafts[0]

@@ -205,7 +205,7 @@ class Skin:
         (u, v), (x, y) = upper.tolist(), lower.tolist()
         column = u + (u - x) / min(v - y, -1e-3) * (self.row - v)
         aside = column - self.right if u > x else self.left - column
-        return aside / self.height
+        return float(aside) / self.height
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,8 @@ class XrayNeedleDetector:
     resolution. A needle once found is measured where it was, and searched for only where it is
     not found there. The tip is the end opposite the hub, where the hub is the end at which the
     shaft leaves the image or grows thick; without such a sign, the tip is the end with more
-    body around it, and where that does not tell, the one nearer the centre of the image. Keeps buffers: one instance per thread.
+    body around it, and where that does not tell, the one nearer the centre of the image. Keeps
+    buffers: one instance per thread.
     """
 
     def __init__(self, *, minimum_length: float = 60.0, widths: tuple[float, float] = (0.8, 5.0),

@@ -10,7 +10,7 @@ from collections.abc import Callable, Hashable
 
 import numpy as np
 
-from hybrid_guidance.detection.line import CERTAIN, PixelNeedle
+from hybrid_guidance.detection.needle import CERTAIN, PixelNeedle
 from hybrid_guidance.geometry.types import Pixels
 from hybrid_guidance.imaging.frame import Frame
 

@@ -8,17 +8,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from hybrid_guidance.detection.line import (
-    PixelNeedle,
-    Shaft,
-    ShaftModel,
-    follow,
-    followed_window,
-    gate,
-    measure,
-    most_probable,
-)
+from hybrid_guidance.detection.line import follow, followed_window, measure
+from hybrid_guidance.detection.needle import PixelNeedle, gate, most_probable
 from hybrid_guidance.detection.ridge import LineSearch
+from hybrid_guidance.detection.shaft import Shaft, ShaftModel
 from hybrid_guidance.detection.track import Track, geometry
 from hybrid_guidance.geometry.types import Array, Image, Pixels
 from hybrid_guidance.imaging.frame import Frame

@@ -5,16 +5,10 @@ import math
 import cv2
 import numpy as np
 
-from hybrid_guidance.detection.line import (
-    PixelNeedle,
-    Shaft,
-    ShaftModel,
-    follow,
-    gate,
-    measure,
-    most_probable,
-)
+from hybrid_guidance.detection.line import follow, measure
+from hybrid_guidance.detection.needle import PixelNeedle, gate, most_probable
 from hybrid_guidance.detection.ridge import LineSearch, Segment
+from hybrid_guidance.detection.shaft import Shaft, ShaftModel
 from hybrid_guidance.detection.track import Track, geometry
 from hybrid_guidance.geometry.types import Array, Image, Pixels
 from hybrid_guidance.imaging.frame import Frame

@@ -5,15 +5,11 @@ import numpy as np
 import pytest
 from scipy.special import ndtr
 
-from hybrid_guidance.detection.line import (
-    PixelNeedle,
-    ShaftModel,
-    fit_edge,
-    gate,
-    measure,
-    most_probable,
-)
+from hybrid_guidance.detection.edge import fit_edge
+from hybrid_guidance.detection.line import measure
+from hybrid_guidance.detection.needle import PixelNeedle, gate, most_probable
 from hybrid_guidance.detection.ridge import LineSearch, maximum_subarrays
+from hybrid_guidance.detection.shaft import ShaftModel
 
 from .conftest import line_profile, shaft_coordinates
 

@@ -7,7 +7,7 @@ import pytest
 from geometry_msgs.msg import PoseWithCovarianceStamped
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 
-from hybrid_guidance.detection.line import PixelNeedle
+from hybrid_guidance.detection.needle import PixelNeedle
 from hybrid_guidance.geometry.projection import Projection
 from hybrid_guidance.nodes import ultrasound_tracker_node as tracker
 from hybrid_guidance.nodes.ultrasound_tracker_node import UltrasoundTrackerNode

@@ -35,7 +35,7 @@ def describe(strip: Strip, inner: Array, response: Array) -> Shaft:
         strip.trail, strip.line_covariance,
         level, template.width, _significance(profile, template, level),
         float(np.add.reduce(blocks > 0.4 * level)) / max(blocks.size, 1),
-        _unevenness(inner, blocks, level), asymmetry, strip.sagitta, _taper(halves),
+        _unevenness(inner, blocks, level), asymmetry, strip.bow, _taper(halves),
         _continuations(strip, edges, level), np.array([strip.is_open(end) for end in (0, 1)]),
         np.array([_bulk(strip, end) if strip.model.hub else 0.0 for end in (0, 1)]),
         sides, far_sides, _half_levels(halves, template.width, inner.size))

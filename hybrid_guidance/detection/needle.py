@@ -24,6 +24,8 @@ class PixelNeedle:
             the shaft in rad). Across is positive along ``normal``; a positive angle turns
             ``direction`` towards ``normal`` (from u towards v, clockwise on the screen).
         probability: that this is a needle at all, 0 to 1.
+        curvature: 1/px, positive where the shaft, followed towards the tip, turns towards
+            ``normal``; zero unless it is bent for certain. The direction is the tangent's.
     """
 
     tip: Pixels
@@ -31,6 +33,13 @@ class PixelNeedle:
     length: float
     covariance: Array
     probability: float
+    curvature: float = 0.0
+
+    @property
+    def ends(self) -> Pixels:
+        """The (2, 2) far end of the visible shaft, and the tip."""
+        back = self.tip - self.length * self.direction
+        return np.array([back + 0.5 * self.curvature * self.length**2 * self.normal, self.tip])
 
     @property
     def normal(self) -> Array:

@@ -1,10 +1,12 @@
 """One straight shaft as it was measured, and what the shafts of a modality look like."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
+from hybrid_guidance.detection.centre_line import Bow
 from hybrid_guidance.detection.edge import Edge, Gap, fit_edge, next_rise, reach_beyond
 from hybrid_guidance.detection.needle import PixelNeedle
 from hybrid_guidance.geometry.types import Array, Image, Pixels
@@ -34,7 +36,7 @@ class Shaft:
         coverage: fraction of the length on which the shaft is visible.
         unevenness: deviation of the amplitude along the shaft over its mean, noise removed.
         asymmetry: step between the two sides over the amplitude; above 1 is an edge.
-        sagitta: px, bow of the centre line, less what noise explains.
+        bow: of the centre line, s measured from its origin.
         taper: ratio of the widths of the two halves, at least 1.
         continuation: (2,) amplitude of the best path that leads on beyond each end, relative.
         open_end: (2,) whether the shaft leaves the image at that end.
@@ -62,7 +64,7 @@ class Shaft:
     coverage: float
     unevenness: float
     asymmetry: float
-    sagitta: float
+    bow: Bow
     taper: float
     continuation: Array
     open_end: Array
@@ -82,7 +84,10 @@ class Shaft:
         return np.asarray(self.origin + self.edges[:, None] * self.direction)
 
     def needle(self, tip_end: int, probability: float) -> PixelNeedle:
-        """Return the needle whose tip is end 0 or 1, the tip measured to a fraction of a px."""
+        """Return the needle whose tip is end 0 or 1, the tip measured to a fraction of a px.
+
+        Of a shaft that is bent, the direction is that of the tangent at the tip.
+        """
         sign = 1.0 if tip_end else -1.0
         edge, edge_variance = self._tip(sign)
         edge -= self.trail
@@ -95,10 +100,20 @@ class Shaft:
         # Seen from the other end the normal turns over, the sense of rotation does not.
         lever = sign * (b + edge * d) + across / length
         aside = a + edge * (2.0 * b + edge * d) + across + beside * beside
+        tip, direction, curvature = self.origin + edge * self.direction, self.direction, 0.0
+        if self.bow.is_sure:
+            offset, slope = self.bow.shape(edge)
+            rise, variance = self.bow.rise, self.bow.variance
+            normal = np.array([-direction[1], direction[0]])
+            tip = tip + rise * offset * normal
+            direction = direction + rise * slope * normal
+            direction = direction * (1.0 / math.hypot(*direction.tolist()))
+            curvature = sign * 2.0 * rise / self.bow.half**2
+            aside, lever = aside + variance * offset**2, lever + sign * variance * offset * slope
+            turn += variance * slope**2
         covariance = np.array([[edge_variance + along * along, 0.0, 0.0],
                                [0.0, aside, lever], [0.0, lever, turn]])
-        return PixelNeedle(self.origin + edge * self.direction, sign * self.direction, length,
-                           covariance, probability)
+        return PixelNeedle(tip, sign * direction, length, covariance, probability, curvature)
 
     def _tip(self, sign: float) -> tuple[float, float]:
         """Return s of the end at rising (+1) or falling (-1) s, and its variance in px²."""

@@ -9,7 +9,13 @@ import math
 import cv2
 import numpy as np
 
-from hybrid_guidance.detection.centre_line import LEAST_LINE_VARIANCE, Fit, robust_line, uncertainty
+from hybrid_guidance.detection.centre_line import (
+    LEAST_LINE_VARIANCE,
+    Bow,
+    Fit,
+    robust_line,
+    uncertainty,
+)
 from hybrid_guidance.detection.profile import (
     NARROW,
     block_widths,
@@ -70,7 +76,8 @@ class Strip:
         self.pixels: Image = np.zeros((0, 0), np.float32)
         self.template = gaussian_template(max(1.8, model.widths[0]))
         self.responses = np.zeros((4, 0))
-        self.sagitta = self.level = self.trail = self.moved = 0.0
+        self.bow = Bow(0.0, 1.0, 1.0, 0.0)
+        self.level = self.trail = self.moved = 0.0
 
     @classmethod
     def around(cls, image: Image, mask: Image | None, ends: Pixels, model: ShaftModel
@@ -315,9 +322,23 @@ class Strip:
         fit = self._centre_line()
         floor = (pixel_noise(self.pixels, self.template.half) / self.level) ** 2 / float(
             self.template.derivative @ self.template.derivative)
-        self.line_covariance, self.sagitta = uncertainty(fit, floor)
+        self.line_covariance, self.bow = uncertainty(fit, floor)
+        if self.bow.is_sure:
+            self.bow = self.bow.scaled(1.0 / self._offset_gain())
         self.moved = fit.intercept
         self._move_onto(fit)
+
+    def _offset_gain(self) -> float:
+        """Return by how much the offset measured grows per px: 1 for a profile like the template.
+
+        A straight line is moved until the offset is zero, whatever the gain; the bow stays.
+        """
+        profile = np.pad(np.add.reduce(self.pixels[self.run]), 1, mode='edge')
+        middle, half = profile.size // 2, self.template.half
+        before, beyond = (self.template.filters[:2] @ profile[
+            middle + step - half:middle + step + half + 1] for step in (1, -1))
+        gain = 0.5 * float(beyond[1] / beyond[0] - before[1] / before[0])
+        return min(max(gain, 0.5), 2.0)
 
     def _centre_line(self, rounds: int = 4) -> 'Fit':
         """Return the centre line of the run, about its middle."""

@@ -21,6 +21,7 @@ _WINDOW = 21
 _FLICKER = 0.002
 _BLACK = 12
 _ENOUGH = 1.0
+_BENT = 5e-4
 
 
 class UltrasoundNeedleDetector:
@@ -323,7 +324,8 @@ def _probability(shaft: Shaft, tip_end: int) -> float:
         gate(-shaft.significance, -3.5, 0.4),
         gate(-shaft.coverage, -0.75, 0.04),
         gate(shaft.unevenness, 0.5, 0.05),
-        gate(shaft.sagitta, 0.4 + 0.002 * shaft.length, 0.1),
+        # A bevel bends needles to a radius of a third of a metre; fascia is rounder.
+        gate(shaft.bow.sagitta, 0.4 + 0.002 * shaft.length + _BENT * shaft.length**2 / 8.0, 0.1),
         gate(shaft.taper, 1.5, 0.08),
         gate(_shadow(shaft), 0.5, 0.05),
         gate(-shaft.amplitude, -15.0, 2.0),

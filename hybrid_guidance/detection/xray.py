@@ -15,6 +15,7 @@ from hybrid_guidance.imaging.frame import Frame
 
 _HUB_BULK, _SURE_BULK = 1.5, 2.0
 _OUTSIDE = 0.3
+_BENT = 2e-4
 _USUAL_WIDTH = 3.0
 
 
@@ -119,7 +120,7 @@ def _probability(shaft: Shaft, tip_end: int) -> float:
         gate(-shaft.coverage, -0.85, 0.03),
         gate(shaft.unevenness, 0.28, 0.03),
         gate(shaft.asymmetry, 0.9, 0.07),
-        gate(shaft.sagitta, 0.25 + 0.002 * shaft.length, 0.06),
+        gate(shaft.bow.sagitta, 0.25 + 0.002 * shaft.length + _BENT * shaft.length**2 / 8.0, 0.06),
         gate(shaft.taper, 1.35, 0.05),
         gate(shaft.width, 4.5, 0.08),
         gate(float(shaft.continuation[tip_end]), 0.62, 0.03),

@@ -165,3 +165,16 @@ def test_bone_that_the_tip_touches_is_no_hub(detector) -> None:
     # The same picture with the body on the other side: what was bone is the hub.
     assert np.linalg.norm(ends[0].tip - tip) < 3.0
     assert float(ends[0].direction @ ends[1].direction) < -0.99
+
+
+def test_a_rib_that_ends_in_the_image_is_no_needle(detector) -> None:
+    """As straight, even and thin as a thick needle, but a fourth as dark; steel there is one."""
+    s, x = shaft_coordinates((640, 640), np.array([330.0, 300.0]), -0.15)
+    found = []
+    for contrast in (0.22, 0.9):
+        line = contrast * line_profile(s, x, 110.0, 4.0, 2.0)
+        counts = np.random.default_rng(5).poisson(2000.0 * np.exp(-1.0 - line))
+        detector.forget()
+        needle = detector(as_frame((12.0 * counts).astype(np.uint16)))
+        found.append(needle is not None and needle.probability > 0.5)
+    assert found == [False, True]

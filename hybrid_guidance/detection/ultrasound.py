@@ -336,7 +336,7 @@ def _probability(shaft: Shaft, tip_end: int) -> float:
     if shaft.open_end[1 - tip_end]:
         # The tip may touch bone, which goes on and is brighter. A short piece that leaves the
         # image and goes on inside it is a chord of something curved.
-        limit = min(max(0.62 + 0.0075 * (shaft.length - 60.0), 0.62), 1.3)
+        limit = min(max(0.62 + 0.03 * (shaft.length - 58.0), 0.62), 1.3)
         odds.append(gate(float(shaft.continuation[tip_end]), limit, 0.04))
     else:
         # A shaft that comes up out of sight ends there; fascia goes on, curved, or is short.

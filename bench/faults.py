@@ -21,7 +21,7 @@ import numpy as np
 from scipy.stats import chi2
 
 from hybrid_guidance.detection.lift import lift
-from hybrid_guidance.detection.line import PixelNeedle
+from hybrid_guidance.detection.needle import PixelNeedle
 from hybrid_guidance.fusion.observe import Sighting
 from hybrid_guidance.fusion.patient_shift import AnatomyMotion
 from hybrid_guidance.fusion.watched import WatchedFusion

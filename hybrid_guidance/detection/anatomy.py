@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from hybrid_guidance.detection.line import PixelNeedle
+from hybrid_guidance.detection.needle import PixelNeedle
 from hybrid_guidance.geometry.types import Array, Image
 from hybrid_guidance.imaging.frame import Frame
 

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from hybrid_guidance.detection.line import PixelNeedle
+from hybrid_guidance.detection.needle import PixelNeedle
 from hybrid_guidance.geometry.needle import NeedleEstimate
 from hybrid_guidance.geometry.projection import Projection
 from hybrid_guidance.geometry.rigid import cross, pose_along, skew

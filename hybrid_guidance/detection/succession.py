@@ -8,7 +8,7 @@ cuts an echo short and bone prolongs it. But two sights of one shaft overlap.
 
 from dataclasses import dataclass
 
-from hybrid_guidance.detection.line import PixelNeedle
+from hybrid_guidance.detection.needle import PixelNeedle
 
 _SIDEWAYS, _TURNING = 100.0, 0.3
 """px/s and rad/s: deviations of how fast a shaft moves in the image, across and in angle."""

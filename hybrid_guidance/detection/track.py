@@ -10,7 +10,7 @@ from collections.abc import Callable, Hashable
 
 import numpy as np
 
-from hybrid_guidance.detection.line import CERTAIN, PixelNeedle
+from hybrid_guidance.detection.needle import CERTAIN, PixelNeedle
 from hybrid_guidance.geometry.types import Pixels
 from hybrid_guidance.imaging.frame import Frame
 
@@ -65,7 +65,7 @@ class Track:
         if last is None or self._followed + 1 >= self._periods[last.probability >= CERTAIN]:
             return None
         self._followed += 1
-        needle = measure(np.array([last.tip - last.length * last.direction, last.tip]))
+        needle = measure(last.ends)
         return needle if needle is not None and _goes_on(last, needle) else None
 
 

@@ -8,17 +8,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from hybrid_guidance.detection.line import (
-    PixelNeedle,
-    Shaft,
-    ShaftModel,
-    follow,
-    followed_window,
-    gate,
-    measure,
-    most_probable,
-)
+from hybrid_guidance.detection.line import follow, followed_window, measure
+from hybrid_guidance.detection.needle import PixelNeedle, gate, most_probable
 from hybrid_guidance.detection.ridge import LineSearch
+from hybrid_guidance.detection.shaft import Shaft, ShaftModel
 from hybrid_guidance.detection.track import Track, geometry
 from hybrid_guidance.geometry.types import Array, Image, Pixels
 from hybrid_guidance.imaging.frame import Frame
@@ -26,6 +19,9 @@ from hybrid_guidance.imaging.frame import Frame
 _ANGLE_SOFTNESS = np.deg2rad(0.5)
 _WINDOW = 21
 _FLICKER = 0.002
+_BLACK = 12
+_ENOUGH = 1.0
+_BENT = 5e-4
 
 
 class UltrasoundNeedleDetector:
@@ -54,9 +50,9 @@ class UltrasoundNeedleDetector:
             candidates: segments measured per image; the time per image grows with them.
         """
         self._model = ShaftModel(
-            minimum_length, widths, systematic=(0.6, 0.5), hub=False,
+            minimum_length, widths, systematic=(1.3, 0.24, 0.16), doubt=0.2, hub=False,
             turn=np.deg2rad(36.0),
-            tail=(0.0, 1.0), windows=((12.0, 12.0), (20.0, 14.0)),
+            tail=(0.0, 1.0), windows=((12.0, 12.0), (20.0, 14.0)), brighter=4.0,
             compression=255.0 / dynamic_range_db * 20.0 / np.log(10.0),
             grey=partial(np.asarray, dtype=np.float32))
         self._angles = angles
@@ -66,6 +62,7 @@ class UltrasoundNeedleDetector:
                                   angles=(angles[0], np.deg2rad(80.0)))
         self._track = Track()
         self._sector: Sector | None = None
+        self._tissue = 255.0
 
     def __call__(self, frame: Frame) -> PixelNeedle | None:
         """Return the most probable needle of a frame of (H, W) uint8, or None."""
@@ -84,6 +81,7 @@ class UltrasoundNeedleDetector:
         mask = sector_mask(small)
         if self._sector is None or not self._sector.fits(mask, pixels.shape):
             self._sector = Sector.of(mask, pixels.shape)
+        self._tissue = _tissue_level(small)
         found = self._search(self._sector.fill(small), self._sector.inner)
         return self._measure(pixels, small, [2.0 * segment.ends + 0.5 for segment in found])
 
@@ -101,7 +99,7 @@ class UltrasoundNeedleDetector:
 
         shafts = measure(sector.fill_full(pixels, small), segments, self._model,
                          mask=sector.full_mask, accept=oblique)
-        needles = (_needle(shaft, beams, self._angles) for shaft in shafts)
+        needles = (self._needle(shaft, sector) for shaft in shafts)
         return most_probable(needles, self._minimum_probability)
 
     def _follow(self, pixels: Image, segment: Pixels) -> PixelNeedle | None:
@@ -111,7 +109,20 @@ class UltrasoundNeedleDetector:
             return None
         shaft = follow(sector.fill_about(pixels, segment), segment, self._model,
                        mask=sector.full_mask)
-        return None if shaft is None else _needle(shaft, sector.beams, self._angles)
+        return None if shaft is None else self._needle(shaft, sector)
+
+    def _needle(self, shaft: Shaft, sector: 'Sector') -> PixelNeedle:
+        tip_end = int(shaft.direction[1] > 0.0)
+        first, last = shaft.ends
+        narrow, wide = (float(x) for x in sector.beams.angles(0.5 * (first + last),
+                                                              shaft.direction))
+        low, high = self._angles
+        oblique = gate(wide, high, _ANGLE_SOFTNESS) * gate(-narrow, -low, _ANGLE_SOFTNESS)
+        brightness = (shaft.amplitude + 0.5 * float(shaft.sides.sum())) / self._tissue
+        gap = sector.skin.gap(shaft.ends[1 - tip_end], shaft.ends[tip_end])
+        evidence = _evidence(shaft, brightness, wide, gap)
+        return shaft.needle(tip_end, oblique * gate(-evidence, -_ENOUGH, 0.4)
+                            * _probability(shaft, tip_end))
 
 
 @dataclass(frozen=True)
@@ -155,6 +166,43 @@ class Beams:
 
 
 @dataclass(frozen=True)
+class Skin:
+    """The skin beside the probe: level with the uppermost corners of the sector.
+
+    Attributes:
+        row: px.
+        left: px, column of the footprint's left end.
+        right: px, of its right end.
+        height: px, of the image.
+    """
+
+    row: float
+    left: float
+    right: float
+    height: float
+
+    @classmethod
+    def of(cls, mask: Image, scale: float = 1.0) -> 'Skin':
+        """Find the corners of a (H, W) mask whose pixels are each ``scale`` wide."""
+        rows = np.flatnonzero(mask.any(axis=1))
+        row = int(rows[0]) if rows.size else 0
+        columns = np.flatnonzero(mask[min(row + 2, len(mask) - 1)])
+        left, right = (columns[0], columns[-1]) if columns.size else (0, mask.shape[1] - 1)
+        return cls(scale * row, scale * float(left), scale * (float(right) + 1.0),
+                   scale * len(mask))
+
+    def gap(self, upper: Pixels, lower: Pixels) -> float:
+        """Return how far from the probe a line through two (2,) px comes in through the skin.
+
+        As a share of the image's height; negative where it would come out of the probe's face.
+        """
+        (u, v), (x, y) = upper.tolist(), lower.tolist()
+        column = u + (u - x) / min(v - y, -1e-3) * (self.row - v)
+        aside = column - self.right if u > x else self.left - column
+        return float(aside) / self.height
+
+
+@dataclass(frozen=True)
 class Sector:
     """The outline of an ultrasound image, and buffers for images that have it.
 
@@ -166,6 +214,7 @@ class Sector:
         inner: (h, w) uint8, the same without the outermost pixels.
         full_mask: (H, W) uint8, 1 inside; at full resolution.
         beams: which way sound travels, px of the full resolution.
+        skin: where the skin lies beside the probe, px of the full resolution.
         share: (h, w) float32, one over the share of the window around that is inside.
         filled: (h, w) float32, buffer.
         full: (H, W) uint8, buffer.
@@ -175,6 +224,7 @@ class Sector:
     inner: Image
     full_mask: Image
     beams: Beams
+    skin: 'Skin'
     share: Image
     filled: Image
     full: Image
@@ -185,7 +235,7 @@ class Sector:
         share = 1.0 / np.maximum(cv2.blur(mask.astype(np.float32), (_WINDOW, _WINDOW)), 1e-3)
         return cls(mask, cv2.erode(mask, np.ones((3, 3), np.uint8)),
                    cv2.resize(mask, shape[::-1], interpolation=cv2.INTER_NEAREST),
-                   Beams.of(mask, 2.0), share, np.zeros(mask.shape, np.float32),
+                   Beams.of(mask, 2.0), Skin.of(mask, 2.0), share, np.zeros(mask.shape, np.float32),
                    np.zeros(shape, np.uint8))
 
     def fits(self, mask: Image, shape: tuple[int, ...]) -> bool:
@@ -242,14 +292,6 @@ def _side(columns: NDArray[np.intp], inside: NDArray[np.bool_]) -> tuple[float, 
     return (float(offset), float(slope)) if np.median(np.abs(residual)) < 2.0 else None
 
 
-def _needle(shaft: Shaft, beams: Beams, angles: tuple[float, float]) -> PixelNeedle:
-    tip_end = int(shaft.direction[1] > 0.0)
-    first, last = shaft.ends
-    narrow, wide = (float(x) for x in beams.angles(0.5 * (first + last), shaft.direction))
-    oblique = gate(wide, angles[1], _ANGLE_SOFTNESS) * gate(-narrow, -angles[0], _ANGLE_SOFTNESS)
-    return shaft.needle(tip_end, oblique * _probability(shaft, tip_end))
-
-
 def sector_mask(image: Image) -> Image:
     """Return (H, W) uint8, 1 inside the sector: not in a black region that touches the border.
 
@@ -282,7 +324,8 @@ def _probability(shaft: Shaft, tip_end: int) -> float:
         gate(-shaft.significance, -3.5, 0.4),
         gate(-shaft.coverage, -0.75, 0.04),
         gate(shaft.unevenness, 0.5, 0.05),
-        gate(shaft.sagitta, 0.4 + 0.002 * shaft.length, 0.1),
+        # A bevel bends needles to a radius of a third of a metre; fascia is rounder.
+        gate(shaft.bow.sagitta, 0.4 + 0.002 * shaft.length + _BENT * shaft.length**2 / 8.0, 0.1),
         gate(shaft.taper, 1.5, 0.08),
         gate(_shadow(shaft), 0.5, 0.05),
         gate(-shaft.amplitude, -15.0, 2.0),
@@ -291,13 +334,40 @@ def _probability(shaft: Shaft, tip_end: int) -> float:
         0.3 if shaft.open_end[tip_end] else 1.0,
     ]
     if shaft.open_end[1 - tip_end]:
-        # The tip may touch bone, which goes on and is brighter.
-        odds.append(gate(float(shaft.continuation[tip_end]), 1.3, 0.04))
+        # The tip may touch bone, which goes on and is brighter. A short piece that leaves the
+        # image and goes on inside it is a chord of something curved.
+        limit = min(max(0.62 + 0.03 * (shaft.length - 58.0), 0.62), 1.3)
+        odds.append(gate(float(shaft.continuation[tip_end]), limit, 0.04))
     else:
         # A shaft that comes up out of sight ends there; fascia goes on, curved, or is short.
         odds += [gate(float(shaft.continuation.max()), 0.38, 0.04),
                  gate(-shaft.length, -90.0, 4.0)]
     return math.prod(odds)
+
+
+def _evidence(shaft: Shaft, brightness: float, wide: float, gap: float) -> float:
+    """Return the logarithm of the odds that what has the shape of a needle is one.
+
+    Fascia is as straight as steel, now and then, over a short way. But it is hardly brighter
+    than what it lies in, runs with the skin rather than across it, and leads to no place where
+    a needle goes in: a hand's breadth away from the probe, or the probe itself. The weights are
+    those of a logistic regression on simulated needles and look-alikes (all procedures).
+
+    Args:
+        shaft: what was measured.
+        brightness: grey level of the shaft's crest over the mean of the tissue in the image.
+        wide: rad, as ``Beams.angles``.
+        gap: as ``Skin.gap``.
+    """
+    beyond = min(max(gap - 0.23, 0.0), 0.94)
+    inside = min(max(-gap, 0.0), 0.06)
+    return (8.5 * math.log(max(brightness, 1e-3)) + 1.1 * math.log(shaft.length)
+            - 7.8 * max(wide - 1.0, 0.0) - 7.1 * beyond - 66.0 * inside - 6.1)
+
+
+def _tissue_level(image: Image) -> float:
+    """Return the mean grey level of what is not black."""
+    return max(float(cv2.mean(image, (image > _BLACK).view(np.uint8))[0]), 1.0)
 
 
 def _shadow(shaft: Shaft) -> float:

@@ -5,21 +5,19 @@ import math
 import cv2
 import numpy as np
 
-from hybrid_guidance.detection.line import (
-    PixelNeedle,
-    Shaft,
-    ShaftModel,
-    follow,
-    gate,
-    measure,
-    most_probable,
-)
+from hybrid_guidance.detection.line import follow, measure
+from hybrid_guidance.detection.needle import PixelNeedle, gate, most_probable
 from hybrid_guidance.detection.ridge import LineSearch, Segment
+from hybrid_guidance.detection.shaft import Shaft, ShaftModel
 from hybrid_guidance.detection.track import Track, geometry
 from hybrid_guidance.geometry.types import Array, Image, Pixels
 from hybrid_guidance.imaging.frame import Frame
 
-_HUB_BULK = 1.5
+_HUB_BULK, _SURE_BULK = 1.5, 2.0
+_OUTSIDE = 0.3
+_BENT = 2e-4
+_STEEL = 0.1
+"""Attenuation per px of the profile's σ: shafts of 0.7 to 1.3 mm have 0.2 to 0.3, ribs 0.06."""
 _USUAL_WIDTH = 3.0
 
 
@@ -30,8 +28,9 @@ class XrayNeedleDetector:
     Lambert). The search runs at half resolution; each candidate is measured at full
     resolution. A needle once found is measured where it was, and searched for only where it is
     not found there. The tip is the end opposite the hub, where the hub is the end at which the
-    shaft leaves the image or grows thick; without such a sign, the tip is the end nearer the
-    centre of the image. Keeps buffers: one instance per thread.
+    shaft leaves the image or grows thick; without such a sign, the tip is the end with more
+    body around it, and where that does not tell, the one nearer the centre of the image. Keeps
+    buffers: one instance per thread.
     """
 
     def __init__(self, *, minimum_length: float = 60.0, widths: tuple[float, float] = (0.8, 5.0),
@@ -45,7 +44,8 @@ class XrayNeedleDetector:
             minimum_probability: candidates below are not returned at all.
             candidates: segments measured per image; the time per image grows with them.
         """
-        self._model = ShaftModel(minimum_length, widths, systematic=(0.2, 0.02), grey=_attenuation)
+        self._model = ShaftModel(minimum_length, widths, systematic=(0.2, 0.0, 0.023),
+                                 grey=_attenuation)
         self._minimum_probability = minimum_probability
         self._search = LineSearch(sigma=1.5, minimum_length=0.4 * minimum_length,
                                   maximum_segments=candidates)
@@ -104,9 +104,12 @@ def _needle(shaft: Shaft, shape: tuple[int, ...]) -> PixelNeedle:
 
 def _tip_end(shaft: Shaft, size: Array) -> int:
     """Return which end of the shaft is the tip."""
-    hub = shaft.bulk + 10.0 * shaft.open_end
+    hub = np.minimum(shaft.bulk, _SURE_BULK) + 10.0 * shaft.open_end
     if abs(float(hub[1] - hub[0])) > 0.6 and float(hub.max()) > _HUB_BULK:
         return int(hub[0] > hub[1])
+    # Bone that the tip touches may look like a hub. But a hub is outside the body.
+    if abs(float(shaft.halves[1] - shaft.halves[0])) > _OUTSIDE:
+        return int(shaft.halves[1] > shaft.halves[0])
     distance = np.linalg.norm(shaft.ends - 0.5 * (size - 1.0), axis=1)
     return int(distance[1] < distance[0])
 
@@ -119,7 +122,7 @@ def _probability(shaft: Shaft, tip_end: int) -> float:
         gate(-shaft.coverage, -0.85, 0.03),
         gate(shaft.unevenness, 0.28, 0.03),
         gate(shaft.asymmetry, 0.9, 0.07),
-        gate(shaft.sagitta, 0.25 + 0.002 * shaft.length, 0.06),
+        gate(shaft.bow.sagitta, 0.25 + 0.002 * shaft.length + _BENT * shaft.length**2 / 8.0, 0.06),
         gate(shaft.taper, 1.35, 0.05),
         gate(shaft.width, 4.5, 0.08),
         gate(float(shaft.continuation[tip_end]), 0.62, 0.03),
@@ -132,8 +135,10 @@ def _probability(shaft: Shaft, tip_end: int) -> float:
 def _hub_probability(shaft: Shaft, end: int) -> float:
     """Return the probability that a needle looks like this where it is held.
 
-    A hub, the image's edge, or nothing at all; a line that goes on is a catheter's.
+    A hub, the image's edge, or nothing at all; a line that goes on is a catheter's. One that
+    ends in the middle of the image must be steel: a rib as wide casts a fourth of its shadow.
     """
     if shaft.open_end[end] or shaft.bulk[end] > _HUB_BULK:
         return 1.0
-    return gate(float(shaft.continuation[end]), 0.5, 0.05)
+    return gate(float(shaft.continuation[end]), 0.5, 0.05) * gate(
+        -shaft.amplitude / shaft.width, -_STEEL, 0.01)

@@ -6,7 +6,7 @@ from geometry_msgs.msg import PointStamped
 
 from hybrid_guidance.detection.anatomy import AnatomyShift
 from hybrid_guidance.detection.lift import lift
-from hybrid_guidance.detection.line import PixelNeedle
+from hybrid_guidance.detection.needle import PixelNeedle
 from hybrid_guidance.detection.tissue import xray_tissue
 from hybrid_guidance.detection.xray import XrayNeedleDetector
 from hybrid_guidance.geometry.needle import NeedleEstimate

@@ -6,7 +6,7 @@ from sensor_msgs.msg import PointCloud2
 
 from hybrid_guidance.detection.bone_surface import BoneSurfaceDetector
 from hybrid_guidance.detection.lift import lift
-from hybrid_guidance.detection.line import PixelNeedle
+from hybrid_guidance.detection.needle import PixelNeedle
 from hybrid_guidance.detection.tissue import TissueMotion
 from hybrid_guidance.detection.ultrasound import UltrasoundNeedleDetector
 from hybrid_guidance.geometry.needle import NeedleEstimate

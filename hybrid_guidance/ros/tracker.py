@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from geometry_msgs.msg import PoseWithCovarianceStamped
 
-from hybrid_guidance.detection.line import PixelNeedle
+from hybrid_guidance.detection.needle import PixelNeedle
 from hybrid_guidance.detection.repeats import Repeats
 from hybrid_guidance.detection.succession import Succession
 from hybrid_guidance.geometry.needle import NeedleEstimate

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from hybrid_guidance.detection.anatomy import AnatomyShift
-from hybrid_guidance.detection.line import PixelNeedle
+from hybrid_guidance.detection.needle import PixelNeedle
 from hybrid_guidance.geometry.projection import Projection
 from hybrid_guidance.imaging.frame import Frame
 

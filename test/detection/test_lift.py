@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from hybrid_guidance.detection.lift import lift
-from hybrid_guidance.detection.line import PixelNeedle
+from hybrid_guidance.detection.needle import PixelNeedle
 from hybrid_guidance.geometry import covariance as cov
 from hybrid_guidance.geometry.projection import Projection
 from hybrid_guidance.geometry.rigid import is_rigid

@@ -5,15 +5,11 @@ import numpy as np
 import pytest
 from scipy.special import ndtr
 
-from hybrid_guidance.detection.line import (
-    PixelNeedle,
-    ShaftModel,
-    fit_edge,
-    gate,
-    measure,
-    most_probable,
-)
+from hybrid_guidance.detection.edge import fit_edge
+from hybrid_guidance.detection.line import measure
+from hybrid_guidance.detection.needle import PixelNeedle, gate, most_probable
 from hybrid_guidance.detection.ridge import LineSearch, maximum_subarrays
+from hybrid_guidance.detection.shaft import ShaftModel
 
 from .conftest import line_profile, shaft_coordinates
 
@@ -34,7 +30,7 @@ def rough_ends(tip: np.ndarray, angle: float, length: float) -> np.ndarray:
 
 def measured(seed: int, noise: float) -> tuple[np.ndarray, np.ndarray]:
     image, tip, angle, length = noisy_line(seed, noise)
-    model = ShaftModel(systematic=(0.0, 0.0))
+    model = ShaftModel(systematic=(0.0, 0.0, 0.0))
     shafts = list(measure(image, [rough_ends(tip, angle, length)], model))
     assert len(shafts) == 1
     shaft = shafts[0]
@@ -58,6 +54,41 @@ def test_errors_are_as_large_as_the_covariance_says() -> None:
     pairs = [measured(seed, 0.2) for seed in range(80)]
     squared = np.array([error**2 / np.diag(covariance) for error, covariance in pairs])
     assert np.all((np.median(squared, axis=0) > 0.2) & (np.median(squared, axis=0) < 1.1))
+
+
+def arc(seed: int, curvature: float) -> tuple[np.ndarray, np.ndarray, float]:
+    """Return an image of a bent line, its tip, and the angle of its tangent there."""
+    random = np.random.default_rng(seed)
+    tip, angle, length = np.array([230.0, 160.0]), float(random.uniform(-np.pi, np.pi)), 150.0
+    s, x = shaft_coordinates((320, 460), tip, angle)
+    image = line_profile(s, x - 0.5 * curvature * s * s, length, 2.0, 1.0)
+    return image + np.float32(0.05) * random.normal(size=image.shape).astype(
+        np.float32), tip, angle
+
+
+@pytest.mark.parametrize('curvature', [6e-4, -6e-4])
+def test_a_bent_shaft_points_along_its_tangent(curvature: float) -> None:
+    turns = []
+    for seed in range(8):
+        image, tip, angle = arc(seed, curvature)
+        axis = np.array([np.cos(angle), np.sin(angle)])
+        far = tip - 150.0 * axis + 0.5 * curvature * 150.0**2 * np.array([-axis[1], axis[0]])
+        shaft = next(measure(image, [np.array([far, tip]) + (1.0, -1.5)],
+                             ShaftModel(systematic=(0.0, 0.0, 0.0))))
+        needle = shaft.needle(int(shaft.direction @ axis > 0.0), 1.0)
+        turns.append(np.arctan2(axis[0] * needle.direction[1] - axis[1] * needle.direction[0],
+                                axis @ needle.direction))
+        assert needle.curvature == pytest.approx(curvature, rel=0.25)
+        assert np.linalg.norm(needle.tip - tip) < 1.0
+        assert np.linalg.norm(needle.ends[0] - far) < 3.0
+    # The chord is off by curvature times half the length: 0.045 rad.
+    assert np.max(np.abs(turns)) < 0.012
+
+
+def test_a_straight_shaft_is_not_bent_by_noise() -> None:
+    image, tip, angle = arc(3, 0.0)
+    shaft = next(measure(image, [rough_ends(tip, angle, 150.0)], ShaftModel()))
+    assert shaft.needle(1, 1.0).curvature == 0.0
 
 
 def test_edge_is_where_half_the_shaft_is_left() -> None:

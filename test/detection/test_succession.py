@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hybrid_guidance.detection.line import PixelNeedle
+from hybrid_guidance.detection.needle import PixelNeedle
 from hybrid_guidance.detection.succession import Succession
 
 PERIOD = 33_000_000

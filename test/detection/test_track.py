@@ -6,7 +6,7 @@ from functools import cache
 import numpy as np
 import pytest
 
-from hybrid_guidance.detection.line import PixelNeedle
+from hybrid_guidance.detection.needle import PixelNeedle
 from hybrid_guidance.detection.ridge import LineSearch
 from hybrid_guidance.detection.track import Track, geometry
 from hybrid_guidance.detection.ultrasound import UltrasoundNeedleDetector

@@ -4,7 +4,12 @@ import cv2
 import numpy as np
 import pytest
 
-from hybrid_guidance.detection.ultrasound import Beams, UltrasoundNeedleDetector, sector_mask
+from hybrid_guidance.detection.ultrasound import (
+    Beams,
+    Skin,
+    UltrasoundNeedleDetector,
+    sector_mask,
+)
 
 from .conftest import (
     Scene,
@@ -65,6 +70,37 @@ def test_a_line_that_a_scanner_draws_is_no_needle(detector) -> None:
         echoes.append(is_needle(np.maximum(pixels, cv2.GaussianBlur(line, (0, 0), 2.0))))
     assert not any(drawn)
     assert sum(echoes) >= 6
+
+
+def test_skin_tells_how_far_from_the_probe_a_line_comes_in() -> None:
+    mask = np.zeros((100, 200), np.uint8)
+    mask[10:90, 50:150] = 1
+    skin = Skin.of(mask)
+    # Down and to the left at 45 degrees: 30 px beside the right edge, 20 px below the skin.
+    assert skin.gap(np.array([160.0, 30.0]), np.array([110.0, 80.0])) == pytest.approx(0.30)
+    assert skin.gap(np.array([40.0, 30.0]), np.array([90.0, 80.0])) == pytest.approx(0.30)
+    assert skin.gap(np.array([110.0, 40.0]), np.array([90.0, 60.0])) == pytest.approx(-0.10)
+
+
+def test_a_dim_line_that_comes_in_far_from_the_probe_is_fascia(detector) -> None:
+    """The same echo is a needle where it comes in next to the probe, or is bright."""
+    def count(top: int, grey: float) -> int:
+        needles = 0
+        for seed in range(8):
+            detector.forget()
+            speckle = np.hypot(*(cv2.GaussianBlur(layer, (0, 0), sigmaX=2.0, sigmaY=1.2)
+                                 for layer in np.random.default_rng(seed).standard_normal(
+                                     (2, 480, 640), np.float32)))
+            line = cv2.line(np.zeros((480, 640), np.float32), (-20, top - 9), (160, top + 72), 1.0,
+                            3, cv2.LINE_AA)
+            line = cv2.GaussianBlur(line, (0, 0), 2.0)
+            pixels = np.maximum(85.0 * np.log10(20.0 * speckle + 1.0), grey * line / line.max())
+            found = detector(as_frame(np.clip(pixels, 0, 255).astype(np.uint8)))
+            needles += found is not None and found.probability > 0.5
+        return needles
+    assert count(40, 150.0) >= 7
+    assert count(270, 150.0) == 0
+    assert count(270, 250.0) >= 7
 
 
 def with_bone_beyond(scene: Scene, distance: float) -> Scene:

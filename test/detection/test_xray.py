@@ -1,5 +1,6 @@
 """The X-ray detector against images whose needle is known by construction."""
 
+import cv2
 import numpy as np
 import pytest
 
@@ -10,7 +11,15 @@ from hybrid_guidance.procedure import load_procedure
 from hybrid_guidance.simulation.anatomy import build_patient
 from hybrid_guidance.simulation.render import procedure_needle, xray_renderer
 
-from .conftest import as_frame, is_honest, pixel_errors, reported, xray_scene
+from .conftest import (
+    as_frame,
+    is_honest,
+    line_profile,
+    pixel_errors,
+    reported,
+    shaft_coordinates,
+    xray_scene,
+)
 
 SEEDS = range(70)
 
@@ -138,3 +147,34 @@ def test_an_18_gauge_needle_in_a_field_of_20_cm_is_not_too_wide(detector) -> Non
     assert found.probability > 0.9
     assert np.linalg.norm(found.tip - tip) < 0.6
     assert bare is None or bare.probability < 0.5
+
+
+def test_bone_that_the_tip_touches_is_no_hub(detector) -> None:
+    """Dense bone begins at the tip, as thick as a hub: but outside the body there is no bone."""
+    shape, angle, ends = (640, 640), 0.2, []
+    tip = np.array([330.0, 320.0])
+    s, x = shaft_coordinates(shape, tip, angle)
+    shaft = 0.4 * line_profile(s, x, 200.0, 1.3, 1.0)
+    hub = 0.35 * ((np.abs(x) < 8.0) & (s < -200.0) & (s > -250.0))
+    bone = 0.3 * (np.hypot(s - 23.0, x) < 20.0)
+    for body in (0.004, -0.004):
+        clean = shaft + cv2.GaussianBlur((hub + bone).astype(np.float32), (0, 0), 1.0) + 1.0
+        counts = np.random.default_rng(3).poisson(1000.0 * np.exp(-clean - body * (s + 100.0)))
+        detector.forget()
+        ends.append(detector(as_frame((12.0 * counts).astype(np.uint16))))
+    # The same picture with the body on the other side: what was bone is the hub.
+    assert np.linalg.norm(ends[0].tip - tip) < 3.0
+    assert float(ends[0].direction @ ends[1].direction) < -0.99
+
+
+def test_a_rib_that_ends_in_the_image_is_no_needle(detector) -> None:
+    """As straight, even and thin as a thick needle, but a fourth as dark; steel there is one."""
+    s, x = shaft_coordinates((640, 640), np.array([330.0, 300.0]), -0.15)
+    found = []
+    for contrast in (0.22, 0.9):
+        line = contrast * line_profile(s, x, 110.0, 4.0, 2.0)
+        counts = np.random.default_rng(5).poisson(2000.0 * np.exp(-1.0 - line))
+        detector.forget()
+        needle = detector(as_frame((12.0 * counts).astype(np.uint16)))
+        found.append(needle is not None and needle.probability > 0.5)
+    assert found == [False, True]

@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import chi2
 
 from hybrid_guidance.detection.lift import lift
-from hybrid_guidance.detection.line import PixelNeedle
+from hybrid_guidance.detection.needle import PixelNeedle
 from hybrid_guidance.fusion.consistency import Agreement, Consistency, Difference, difference
 from hybrid_guidance.fusion.holder import Motion
 from hybrid_guidance.fusion.observe import Sighting

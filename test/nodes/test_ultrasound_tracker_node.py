@@ -1,14 +1,19 @@
 """ultrasound_tracker_node: the bone surface in metres, beside the needle and after it."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from geometry_msgs.msg import PoseWithCovarianceStamped
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 
+from hybrid_guidance.detection.needle import PixelNeedle
 from hybrid_guidance.geometry.projection import Projection
+from hybrid_guidance.nodes import ultrasound_tracker_node as tracker
 from hybrid_guidance.nodes.ultrasound_tracker_node import UltrasoundTrackerNode
-from hybrid_guidance.ros import qos
+from hybrid_guidance.ros import node, qos
 from hybrid_guidance.ros.convert import camera_info_message, image_message, stamp_ns
+from hybrid_guidance.ros.tracker import NeedleTracker
 
 SIZE = (640, 480)
 SCALE = Projection.orthographic((1.0e-4, 1.25e-4), (320.0, 10.0), SIZE)
@@ -157,3 +162,30 @@ def test_a_frozen_image_is_said_on_diagnostics_and_one_that_changes_ends_it(benc
         'ultrasound_tracker_node', 'image does not change', level=2))
     bench.show(frozen[::-1].copy(), 10**9 + 12 * PERIOD)
     bench.peer.spin(lambda: not bench.peer.hears('ultrasound_tracker_node', 'does not change'))
+
+
+def test_a_detector_of_ones_own_takes_the_place_of_the_tracker(peer) -> None:
+    """The example of the documentation, as it stands there."""
+    text = (Path(__file__).parents[2] / 'docs' / 'interfaces.md').read_text()
+    example = text.split('## A better detector')[1].split('```python')[1].split('```')[0]
+    found = PixelNeedle(np.array([400.0, 210.0]), np.array([0.6, 0.8]), 100.0,
+                        np.diag([4.0, 1.0, 1e-4]), 0.9)
+    names = {**vars(tracker), **vars(node), 'network': lambda frame: found,
+             'NeedleTracker': NeedleTracker}
+    exec(example, names)
+    own = peer('ultrasound')
+    own.start(names['NetworkTracker'])
+    needles: list[PoseWithCovarianceStamped] = []
+    own.node.create_subscription(
+        PoseWithCovarianceStamped, 'ultrasound/needle', needles.append, 100)
+    image = own.node.create_publisher(Image, 'ultrasound/image_raw', qos.IMAGE)
+    info = own.node.create_publisher(CameraInfo, 'ultrasound/camera_info', qos.CAMERA_INFO)
+    own.spin(lambda: image.get_subscription_count() == 2 and info.get_subscription_count() == 2)
+    for number in range(1, 5):
+        info.publish(camera_info_message(SCALE, 'ultrasound_image', number * PERIOD))
+        image.publish(image_message(np.full((480, 640), number, np.uint8), 'ultrasound_image',
+                                    number * PERIOD))
+        own.spin_for(0.1)
+    own.spin(lambda: len(needles) == 2)
+    where = needles[0].pose.pose.position
+    assert (where.x, where.y) == pytest.approx((0.008, 0.025))

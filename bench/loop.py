@@ -270,9 +270,9 @@ class Seen:
                         else self.parameters.tracking_rotation)
             tracking = np.diag([self.parameters.tracking_position**2] * 3 + [rotation**2] * 3)
             if isinstance(thing, NeedleEstimate):
-                self._fuse(Sighting(name, stamp, thing, calibration.transform,
-                                    *self.breathing.still(stamp, mount, tracking),
-                                    calibration.covariance, mount))
+                still, breath = self.breathing.still(stamp, mount)
+                self._fuse(Sighting(name, stamp, thing, calibration.transform, still, tracking,
+                                    calibration.covariance, mount, breath))
             else:
                 reference, moved, covariance = thing
                 turn = (mount @ calibration.transform)[:3, :3]

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from hybrid_guidance.fusion.needle_filter import State
+from hybrid_guidance.fusion.needle_filter import Observation, State
 from hybrid_guidance.fusion.needle_fusion import NeedleFusion
 from hybrid_guidance.geometry.covariance import distance_deviation
 from hybrid_guidance.geometry.needle import NeedleEstimate
@@ -37,7 +37,7 @@ class Limits:
         unchecked: m, how far the needle may go in beyond where an X-ray has shown it.
     """
 
-    tip: float = 0.0012
+    tip: float = 0.0009
     depth: float = 0.0007
     gain: float = 0.2
     risk: float = 0.01
@@ -115,10 +115,7 @@ def advise(fusion: NeedleFusion, stamp_ns: int, source: str, limits: Limits | No
     if last is None:
         return _at_rest(Advice(True, 'expose: no X-ray has shown the needle yet', now,
                                risk_now=risk), given)
-    # As the last one, but of where the needle is by now.
-    again = replace(last, stamp_ns=stamp_ns, needle=replace(
-        last.needle, pose=pose_along(state.tip, last.needle.direction)))
-    seen = fusion.filter.estimate(fusion.filter.expect(again))
+    seen = fusion.filter.estimate(fusion.filter.expect(_again(last, state)))
     depth, depth_after = (distance_deviation(each.covariance, state.direction)
                           for each in (needle, seen))
     after, risk_after = _deviation(seen), _risk(seen, given.danger)
@@ -126,6 +123,14 @@ def advise(fusion: NeedleFusion, stamp_ns: int, source: str, limits: Limits | No
                             _beyond(fusion, source, state))
     price = '' if math.isnan(given.dose) else f', for {given.dose * 1e6:.1f} µGy'
     return _at_rest(Advice(expose, f'{reason}{price}', now, after, risk, risk_after), given)
+
+
+def _again(last: Observation, state: State) -> Observation:
+    """Return an image as the last one, of where the needle is by now, at a better moment."""
+    covariance = last.needle.covariance.copy()
+    covariance[:3, :3] -= last.passing
+    return replace(last, stamp_ns=state.stamp_ns, passing=np.zeros((3, 3)), needle=NeedleEstimate(
+        pose_along(state.tip, last.needle.direction), covariance, last.needle.probability))
 
 
 def _at_rest(advice: Advice, given: Circumstances) -> Advice:

@@ -88,7 +88,7 @@ class Breathing:
         self._normal = self._axis = np.zeros(3)
         self._base, self._resting = np.zeros(3), np.zeros(3)
         self._pull, self._pull_variance, self._residual = 0.0, _PULL**2, 0.0
-        self._learnt_ns = 0
+        self._learnt_ns = self._first_ns = 0
         self._asked: tuple[int, Displacement | None] | None = None
         self._trend: tuple[Points, Array] | None = None
 
@@ -125,7 +125,9 @@ class Breathing:
                 self._learn()
 
     def at(self, stamp_ns: int) -> Displacement | None:
-        """Return how far tissue is displaced since it was first seen; None where unknown.
+        """Return how far tissue is displaced; None where unknown.
+
+        In the slice since it was first seen, across it from where it rests.
 
         Between two sights it is interpolated, a little ahead of the last it is foretold.
         """
@@ -142,42 +144,45 @@ class Breathing:
         normal, away = self._normal, float(self._axis @ (offset - self._resting))
         across = self._pull_variance * away**2 + self._residual**2
         return Displacement(
-            offset + self._pull * float(self._axis @ offset) * normal,
+            offset + self._pull * away * normal,
             self._covariance + doubt**2 * _THREE + across * (normal[:, None] * normal))
 
     def away(self) -> float:
         """Return σ, m, of how far tissue was across the slice from its rest when last seen.
 
         What an X-ray shows across the slice is wrong by that. It is least at the end of a breath.
+        Of one that was not watched for long enough nothing is known; 0 without tissue.
         """
-        if not self.known:
+        if not self._stamps:
             return 0.0
+        if not self.known:
+            # A rest that cannot be known is not waited for for ever.
+            return self._deviation * (self._stamps[-1] - self._first_ns < 2 * self._watch_ns)
         away = float(self._axis @ (self._moved[-1] - self._resting))
         return abs(away) * math.sqrt(self._pull_variance)
 
     def rest(self) -> Displacement:
         """Return the same where the patient is at rest, as it was registered."""
-        offset = self._resting + self._pull * float(self._axis @ self._resting) * self._normal
+        # Nothing across the slice: that is told from here, or all that was seen before what the
+        # breath does there was learnt would lie elsewhere.
         sure = 1e-4 if self.known else self._deviation
-        return Displacement(offset, sure**2 * _THREE)
+        return Displacement(self._resting, sure**2 * _THREE)
 
-    def still(self, stamp_ns: int, mount: Transform, tracking: Array) -> tuple[Transform, Array]:
-        """Return a sensor's mount as tissue sees it that does not move, and its covariance.
+    def still(self, stamp_ns: int, mount: Transform) -> tuple[Transform, Array]:
+        """Return a sensor's mount as tissue sees it that does not move, and (3, 3) m² of doubt.
 
         Args:
             stamp_ns: acquisition time.
             mount: (4, 4) pose of the tracked body, in ``world``.
-            tracking: (6, 6) covariance of that pose.
         """
         found = self.at(stamp_ns)
         if found is None and not self._stamps:
-            return mount, tracking
+            return mount, np.zeros((3, 3))
         if found is None:
             found = Displacement(self.rest().offset, self._deviation**2 * np.eye(3))
-        still_T_mount, doubted = mount.copy(), tracking.copy()
+        still_T_mount = mount.copy()
         still_T_mount[:3, 3] -= found.offset
-        doubted[:3, :3] += found.covariance
-        return still_T_mount, doubted
+        return still_T_mount, found.covariance
 
     def ready(self, stamp_ns: int) -> bool:
         """Tell whether more need not be waited for to know the breath at a stamp."""
@@ -207,7 +212,7 @@ class Breathing:
             return
         before = self._lead_at(sight.reference_ns)
         if before is None:
-            self._stamps, self._moved = [], []
+            self._stamps, self._moved, self._first_ns = [], [], sight.stamp_ns
             self._seldom.clear()
             self._led_at.clear()
         self._base = np.zeros(3) if before is None else before[0]

@@ -18,7 +18,7 @@ association, Bar-Shalom and Fortmann 1988, with a memory per sensor).
 import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -62,12 +62,14 @@ class Observation:
         needle: pose and covariance (of the image and the tracker, without the calibration).
         mount: (4, 4) the axes of the tracked body that carries the sensor, at the sensor's
             origin, in the filter's frame: about it the calibration's error turns.
+        passing: (3, 3) m², what of the needle's covariance a better moment would not have.
     """
 
     source: str
     stamp_ns: int
     needle: NeedleEstimate
     mount: Transform
+    passing: Array = field(default_factory=lambda: np.zeros((3, 3)))
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,9 @@
 """From a needle in a sensor's frame to an observation for the filter."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+
+import numpy as np
 
 from hybrid_guidance.fusion.needle_filter import Observation
 from hybrid_guidance.geometry.covariance import lever, rotate
@@ -23,6 +25,7 @@ class Sighting:
         tracking: (6, 6) covariance of one tracked pose, in world axes at the mount's origin.
         calibration: (6, 6) covariance of ``mount_T_sensor``, in the mount's axes.
         tracked: (4, 4) ``world_T_mount`` as it was tracked, where a breath was taken out of it.
+        breath: (3, 3) m², how well that breath is known, in world axes.
     """
 
     source: str
@@ -33,6 +36,7 @@ class Sighting:
     tracking: Array
     calibration: Array
     tracked: Transform | None = None
+    breath: Array = field(default_factory=lambda: np.zeros((3, 3)))
 
     @property
     def marker(self) -> Transform:
@@ -57,22 +61,24 @@ class Sighting:
     def observation(self) -> Observation:
         """The needle in the world; the calibration's error is a state of the filter, not noise."""
         return observe(self.source, self.stamp_ns, self.needle, self.mount_T_sensor,
-                       self.world_T_mount, self.tracking)
+                       self.world_T_mount, self.tracking, self.breath)
 
     def pose_error(self, point: Points) -> Array:
         """Return the (6, 6) covariance, in the world, of a pose at a (3,) point of the world.
 
         That is of what is fixed to the sensor: from calibration, which turns about the sensor,
-        and tracking, which turns about the mount.
+        and tracking, which turns about the mount; and from the breath taken out of it.
         """
         at_sensor = lever(point - self.world_T_sensor[:3, 3])
         at_mount = lever(point - self.world_T_mount[:3, 3])
-        return (at_sensor @ self._calibration_in_world @ at_sensor.T
-                + at_mount @ self.tracking @ at_mount.T)
+        error = (at_sensor @ self._calibration_in_world @ at_sensor.T
+                 + at_mount @ self.tracking @ at_mount.T)
+        error[:3, :3] += self.breath
+        return np.asarray(error)
 
 
 def observe(source: str, stamp_ns: int, needle: NeedleEstimate, mount_T_sensor: Transform,
-            world_T_mount: Transform, tracking: Array) -> Observation:
+            world_T_mount: Transform, tracking: Array, breath: Array | None = None) -> Observation:
     """Take a needle from its sensor's frame to the world.
 
     Args:
@@ -82,10 +88,13 @@ def observe(source: str, stamp_ns: int, needle: NeedleEstimate, mount_T_sensor: 
         mount_T_sensor: (4, 4) from calibration; its error is a state of the filter, not noise.
         world_T_mount: (4, 4) tracked, at the acquisition time.
         tracking: (6, 6) covariance of one tracked pose, in world axes at the mount's origin.
+        breath: (3, 3) m², how well the breath is known that was taken out of it.
     """
     world_T_sensor = world_T_mount @ mount_T_sensor
     pose = world_T_sensor @ needle.pose
     moved = lever(pose[:3, 3] - world_T_mount[:3, 3])
     covariance = moved @ tracking @ moved.T + rotate(world_T_sensor, needle.covariance)
+    passing = np.zeros((3, 3)) if breath is None else breath
+    covariance[:3, :3] += passing
     return Observation(source, stamp_ns, NeedleEstimate(pose, covariance, needle.probability),
-                       transform(world_T_mount[:3, :3], world_T_sensor[:3, 3]))
+                       transform(world_T_mount[:3, :3], world_T_sensor[:3, 3]), passing)

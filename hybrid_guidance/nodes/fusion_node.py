@@ -161,10 +161,9 @@ class FusionNode(GuidanceNode[FusionParameters]):
     def _fuse(self, name: str, stamp: int, needle: NeedleEstimate,
               world_T_mount: Transform) -> None:
         calibration = self._calibrations[SENSORS[name]]
-        still_T_mount, tracking = self._patient.tissue.breathing.still(
-            stamp, world_T_mount, self._tracking(name))
-        sighting = Sighting(name, stamp, needle, calibration.transform, still_T_mount, tracking,
-                            calibration.covariance, world_T_mount)
+        still_T_mount, breath = self._patient.tissue.breathing.still(stamp, world_T_mount)
+        sighting = Sighting(name, stamp, needle, calibration.transform, still_T_mount,
+                            self._tracking(name), calibration.covariance, world_T_mount, breath)
         self._watched.follows_tissue = self._patient.moves
         projection = self._projection if name == 'fluoroscopy' else None
         update = self._watched.fuse(sighting, projection)

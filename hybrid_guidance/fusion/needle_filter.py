@@ -377,7 +377,7 @@ class NeedleFilter:
         since = max(abs(observation.stamp_ns - state.seen_ns[source]), _BRIEFEST_NS)
         factor = math.sqrt(max(2.0e9 * self._motion.blind / since, 1.0)) - 1.0
         needle = observation.needle
-        blind = widest(needle.covariance[:3, :3])
+        blind = _blind(needle)
         turn = cross(blind, needle.direction)
         stretch = _SIX.copy()
         stretch[:3, :3] += factor * squared(blind)
@@ -467,6 +467,20 @@ def _place(source: int) -> slice:
 def _seen(before: tuple[int, ...], source: int, stamp_ns: int) -> tuple[int, ...]:
     """Return when each source showed the needle last, once one has shown it again."""
     return (*before[:source], stamp_ns, *before[source + 1:])
+
+
+def _blind(needle: NeedleEstimate) -> Array:
+    """Return the (3,) unit axis along which an image says least of the shaft's place.
+
+    How surely its end was seen has nothing to do with that: a slice is blind across itself, also
+    where the end is lost. Only a ray may run along the shaft, and it is blind by far more.
+    """
+    covariance, along = needle.covariance[:3, :3], needle.direction
+    blind = widest(covariance)
+    if abs(float(blind @ along)) < 0.7 or float(blind @ covariance @ blind) > FURTHEST**2:
+        return blind
+    aside = np.eye(3) - squared(along)
+    return widest(aside @ covariance @ aside)
 
 
 def _effect(observation: Observation) -> Array:

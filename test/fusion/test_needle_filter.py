@@ -266,6 +266,17 @@ def test_where_a_slice_is_blind_many_images_know_no_more_than_one() -> None:
     assert 0.5e-3 < float(blind @ covariance @ blind)**0.5 < 1.0e-3
 
 
+def test_where_a_slice_is_blind_they_know_no_more_when_its_end_of_the_shaft_is_lost() -> None:
+    """An end that may be off by 3 mm is less sure than the place across the slice."""
+    bench, needle_filter = Bench(11, speed=0.0), NeedleFilter(CALIBRATION, STEADY)
+    for step in range(60):
+        seen = bench.ultrasound(0.5 + step / 30)
+        seen.needle.covariance[:3, :3] += 0.003**2 * np.outer(*[seen.needle.direction] * 2)
+        needle_filter.add(seen)
+    covariance = needle_filter.estimate(needle_filter.state).covariance[:3, :3]
+    assert 0.5e-3 < float(SLICE[:3, 2] @ covariance @ SLICE[:3, 2])**0.5 < 1.0e-3
+
+
 def test_rotating_the_world_rotates_the_answer() -> None:
     turn = transform(pose_along(np.zeros(3), np.array([1.0, 2.0, -0.5]))[:3, :3],
                      np.array([1.0, 2.0, 3.0]))

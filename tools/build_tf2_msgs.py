@@ -1,7 +1,7 @@
 """Build tf2_msgs/TFMessage into this virtual environment, where no wheel has it.
 
 The rosidl wheels bring ROS 2's own generators; they turn ``msg/TFMessage.msg`` into C and
-Python, and the compiler turns that into the four libraries that rclpy loads. A ROS 2
+Python, and the compiler turns that into the libraries that rclpy and Fast DDS load. A ROS 2
 installation has tf2_msgs already and never needs this.
 """
 
@@ -17,6 +17,9 @@ PREFIX = Path(sys.prefix)
 SHARE = PREFIX / 'share'
 PACKAGE = 'tf2_msgs'
 FASTRTPS = 'rosidl_typesupport_fastrtps_c'
+# By this one Fast DDS tells others what the type is made of. Without it, each node that listens
+# to tf begins its log with pages of errors.
+INTROSPECTION = 'rosidl_typesupport_introspection_c'
 DEPENDENCIES = ('geometry_msgs', 'std_msgs', 'builtin_interfaces')
 
 
@@ -28,8 +31,11 @@ def generate(build: Path) -> Path:
     from rosidl_generator_type_description.cli import HashTypeDescription
     from rosidl_typesupport_c.cli import GenerateCTypesupport
     from rosidl_typesupport_fastrtps_c.cli import GenerateFastRTPSCTypesupport
+    from rosidl_typesupport_introspection_c.cli import GenerateIntrospectionCTypesupport
 
     source, output = build / 'source', build / PACKAGE
+    # In a folder of its own: it names a file like one of the C generator's.
+    aside = build / 'introspection' / PACKAGE
     shutil.copytree(Path(__file__).parent / 'msg', source / 'msg')
     convert_msg_to_idl(source, PACKAGE, Path('msg/TFMessage.msg'), build / 'idl' / 'msg')
     interfaces = [f'{build}/idl:msg/TFMessage.idl']
@@ -38,9 +44,11 @@ def generate(build: Path) -> Path:
         PACKAGE, interfaces, includes, output)
     GenerateC('c').generate(PACKAGE, interfaces, includes, output,
                             hashes)
-    GenerateCTypesupport('c', typesupport_implementations=[FASTRTPS]).generate(
+    GenerateCTypesupport('c', typesupport_implementations=[FASTRTPS, INTROSPECTION]).generate(
         PACKAGE, interfaces, includes, output)
     GenerateFastRTPSCTypesupport('fastrtps_c').generate(PACKAGE, interfaces, includes, output)
+    GenerateIntrospectionCTypesupport('introspection_c').generate(
+        PACKAGE, interfaces, includes, aside)
     GeneratePython('py', typesupport_implementations=['rosidl_typesupport_c', FASTRTPS]).generate(
         PACKAGE, interfaces, includes, output)
     return output
@@ -72,7 +80,8 @@ def install(output: Path) -> None:
 
     site = Path(sysconfig.get_path('purelib'))
     package = site / PACKAGE
-    includes = [str(output.parent), sysconfig.get_path('include'), np.get_include(),
+    aside = output.parent / 'introspection'
+    includes = [str(output.parent), str(aside), sysconfig.get_path('include'), np.get_include(),
                 str(PREFIX / 'include'), *map(str, (PREFIX / 'include').iterdir())]
     generated = [f'{name}__rosidl_generator_c' for name in DEPENDENCIES]
     common = ['rosidl_runtime_c', 'rcutils', *generated]
@@ -86,8 +95,10 @@ def install(output: Path) -> None:
     fastrtps = library(FASTRTPS, [output / 'msg/detail/tf_message__type_support_c.cpp'],
                        [base, FASTRTPS, 'rosidl_typesupport_fastrtps_cpp', 'fastcdr',
                         f'geometry_msgs__{FASTRTPS}'])
+    introspection = library(INTROSPECTION, sorted((aside / PACKAGE / 'msg/detail').glob('*.c')),
+                            [base, INTROSPECTION, f'geometry_msgs__{INTROSPECTION}'])
     generic = library('rosidl_typesupport_c', [output / 'msg/tf_message__type_support.cpp'],
-                      [base, fastrtps, 'rosidl_typesupport_c'])
+                      [base, fastrtps, introspection, 'rosidl_typesupport_c'])
     python = library('rosidl_generator_py', sorted((output / 'msg').glob('_*_s.c')),
                      [base, generic, 'geometry_msgs__rosidl_generator_py'])
     shutil.rmtree(package, ignore_errors=True)
@@ -108,6 +119,9 @@ def main() -> None:
     try:
         from tf2_msgs.msg import TFMessage
         TFMessage.__import_type_support__()
+        built_here = (PREFIX / 'lib' / f'lib{PACKAGE}__{FASTRTPS}.so').exists()
+        if built_here and not (PREFIX / 'lib' / f'lib{PACKAGE}__{INTROSPECTION}.so').exists():
+            raise ImportError(INTROSPECTION)
     except Exception:  # absent, half built or for another interpreter: each is cured by building
         print('building tf2_msgs ...', flush=True)
     else:

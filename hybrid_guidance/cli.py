@@ -190,8 +190,6 @@ def _start_graph(supervisor: Supervisor, given: graph.Values, sets: Sequence[str
         raise graph.GraphError(f'there is no {", ".join(sorted(unknown))}; there are '
                                + ', '.join(node.name for node in graph.GRAPH))
     values = graph.complete(given)
-    if values['params_file'] and not Path(values['params_file']).is_file():
-        raise graph.GraphError(f'params_file: there is no file {values["params_file"]}')
     for name, parameters in graph.nodes(given):
         if name in without or (only and name not in only):
             continue

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 PACKAGE = 'hybrid_guidance'
@@ -106,7 +107,8 @@ def complete(given: Values) -> Values:
     """Return every option's value, the given ones checked.
 
     Raises:
-        GraphError: an unknown option, or a value that it does not take.
+        GraphError: an unknown option, a value that it does not take, or no file of parameters
+            where one is named: launch would start without it.
     """
     known = {option.name: option for option in OPTIONS}
     for name, value in given.items():
@@ -115,6 +117,8 @@ def complete(given: Values) -> Values:
         choices = known[name].choices
         if choices and value not in choices:
             raise GraphError(f'{name}: "{value}" is not one of {", ".join(choices)}')
+    if (file := given.get('params_file', '')) and not Path(file).is_file():
+        raise GraphError(f'params_file: there is no file {file}')
     return {**{name: option.default for name, option in known.items()}, **given}
 
 

@@ -26,7 +26,7 @@ from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import Image
 from std_srvs.srv import Trigger
 
-from hybrid_guidance.graph import GRAPH
+from hybrid_guidance import graph
 
 try:
     SHARE = Path(get_package_share_directory('hybrid_guidance'))
@@ -34,7 +34,7 @@ except PackageNotFoundError:
     pytest.skip('hybrid_guidance is not installed (colcon build, then source its setup)',
                 allow_module_level=True)
 
-NAMES = {node.name for node in GRAPH}
+NAMES = {name for name, _ in graph.nodes({})}
 
 
 def processes() -> list[int]:

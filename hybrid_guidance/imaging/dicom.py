@@ -289,9 +289,11 @@ def _layout(path: Path, dataset: Any) -> _Layout:
         palette=photometric == 'PALETTE COLOR')
     _check_layout(path, layout, int(dataset.BitsAllocated),
                   int(dataset.get('HighBit') or layout.bits_stored - 1))
-    if layout.frames < 1 or len(dataset.PixelData) == 0:
+    # pydicom reads a value of no bytes as None.
+    held = len(dataset.PixelData or b'')
+    if layout.frames < 1 or not held:
         raise SourceError(f'{path}: has no frames (NumberOfFrames is {layout.frames}, '
-                          f'{len(dataset.PixelData)} bytes of pixels); {EXPORT}')
+                          f'{held} bytes of pixels); {EXPORT}')
     _check_frame_count(path, dataset, layout)
     return layout
 

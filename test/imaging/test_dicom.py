@@ -453,6 +453,12 @@ def test_a_header_that_lies_is_refused_in_words(tmp_path: Path, tags: dict[str, 
     assert ';' in str(caught.value)
 
 
+def test_a_file_without_frames_and_without_pixels_is_refused_in_words(tmp_path: Path) -> None:
+    path = write(tmp_path / 'a.dcm', IMAGES[:0], NumberOfFrames=0)
+    with pytest.raises(SourceError, match=r'has no frames \(NumberOfFrames is 0, 0 bytes'):
+        open_dicom(path, 'fluoroscopy')
+
+
 def test_what_is_no_dicom_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / 'a.dcm'
     for content in (b'', b'hello', b'hello ' * 100, bytes(128) + b'DICM', bytes(4000)):

@@ -400,7 +400,7 @@ def test_options_given_come_after_the_file_and_others_do_not(tmp_path: Path) -> 
 
 @needs_launch
 def test_launch_refuses_a_missing_file_of_parameters() -> None:
-    """launch itself only warns, and starts every node without it."""
+    """Launch itself only warns, and starts every node without it."""
     with pytest.raises(graph.GraphError, match=r'there is no file gone\.yaml'):
         launched({'params_file': 'gone.yaml'})
 

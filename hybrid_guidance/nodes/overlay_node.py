@@ -197,7 +197,8 @@ class OverlayNode(GuidanceNode[OverlayParameters]):
 
 def main() -> None:
     """Run the node."""
-    run(OverlayNode, niceness=10)
+    # Shorter than the time between images, of which only the latest is kept.
+    run(OverlayNode, niceness=10, rest=0.025)
 
 
 if __name__ == '__main__':

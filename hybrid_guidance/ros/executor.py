@@ -1,5 +1,6 @@
 """Waits for a node's messages, and hands them over with little in between."""
 
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
@@ -15,6 +16,8 @@ from rclpy.node import Node
 
 _KINDS = ('subscription', 'timer', 'client', 'service', 'guard_condition')
 _REST = 'client', 'service', 'guard_condition'
+_AT_ONCE = 100
+"""Messages of one topic taken after a rest: as many as the deepest queue holds."""
 
 
 class MessageExecutor(SingleThreadedExecutor):
@@ -29,12 +32,18 @@ class MessageExecutor(SingleThreadedExecutor):
 
     Callbacks must be plain functions of one message, or of nothing, as ``GuidanceNode`` makes
     them.
+
+    Args:
+        node: whose messages.
+        rest: s to sleep before each wait, for a node that shows things to people: what has come
+            meanwhile is handled together, instead of taking a processor away from nodes that
+            guide for each message. Queues must be deep enough for as long.
     """
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, rest: float = 0.0) -> None:
         super().__init__()
         self.add_node(node)
-        self._node = node
+        self._node, self._rest = node, rest
         self._listed: dict[str, list[Any]] = {}
         self._subscriptions: dict[int, Any] = {}
         self._timers: dict[int, Any] = {}
@@ -105,6 +114,8 @@ class MessageExecutor(SingleThreadedExecutor):
 
     def _spin_messages(self) -> None:
         """Wait once; hand over messages and call timers, and leave the rest to rclpy."""
+        if self._rest:
+            time.sleep(self._rest)
         wait_set = self._wait_set
         wait_set.clear_entities()
         for add, handle in self._adders:
@@ -113,7 +124,9 @@ class MessageExecutor(SingleThreadedExecutor):
         if not self._context.ok():
             raise ExternalShutdownException
         for pointer in wait_set.get_ready_entities('subscription'):
-            self._take(self._subscriptions[pointer])
+            for _ in range(_AT_ONCE if self._rest else 1):
+                if not self._take(self._subscriptions[pointer]):
+                    break
         for pointer in wait_set.get_ready_entities('timer'):
             self._call(self._timers[pointer])
         for pointer in wait_set.get_ready_entities('guard_condition'):
@@ -130,20 +143,22 @@ class MessageExecutor(SingleThreadedExecutor):
         return bool(ready - {self._guard.handle.pointer} - self._guards.keys()) or (
             bool(ready) and any(not task.done() for task, _, _ in self._tasks))
 
-    def _take(self, subscription: Any) -> None:
+    def _take(self, subscription: Any) -> bool:
+        """Hand over one message; tell whether there was one."""
         try:
             with subscription.handle:
                 taken = subscription.handle.take_message(subscription.msg_type, subscription.raw)
         except rclpy_implementation.InvalidHandle:
-            return  # Destroyed by the callback before.
+            return False  # Destroyed by the callback before.
         except RuntimeError as error:
             # An interrupt in the middle of the conversion comes as this, too.
             if self._context.ok():
                 self._node.get_logger().error(
                     f'a message on {subscription.topic} cannot be read and is left out: {error}')
-            return
+            return True
         if taken is not None:
             subscription.callback(taken[0])
+        return taken is not None
 
     @staticmethod
     def _call(timer: Any) -> None:

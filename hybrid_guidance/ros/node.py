@@ -212,12 +212,13 @@ class _Pairs:
         self._tell(self._missed)
 
 
-def run(node_type: Callable[[], Node], *, niceness: int = 0) -> None:
+def run(node_type: Callable[[], Node], *, niceness: int = 0, rest: float = 0.0) -> None:
     """Run one node until it is told to stop; what every node's ``main`` does.
 
     Args:
         node_type: makes the node.
         niceness: from 0 (it guides) to 19: how far it leaves the processors to those that do.
+        rest: s for which messages may wait, to be handled together (``MessageExecutor``).
     """
     environment.prepare()
     environment.keep_memory()
@@ -237,7 +238,7 @@ def run(node_type: Callable[[], Node], *, niceness: int = 0) -> None:
         gc.collect()
         gc.freeze()
         gc.set_threshold(20_000, 50, 100)
-        MessageExecutor(node).spin()
+        MessageExecutor(node, rest).spin()
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
     except rclpy_implementation.RCLError:

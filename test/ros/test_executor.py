@@ -44,9 +44,9 @@ class Talker:
         self.publisher.publish(Int64(data=self.sent))
         self.sent += 1
 
-    def run(self, until: Callable[[], bool]) -> MessageExecutor:
+    def run(self, until: Callable[[], bool], rest: float = 0.0) -> MessageExecutor:
         self.until = until
-        executor = MessageExecutor(self.node)
+        executor = MessageExecutor(self.node, rest)
         with contextlib.suppress(ExternalShutdownException):
             executor.spin()
         assert until(), f'ended after {LIMIT} s without what was waited for'
@@ -61,6 +61,20 @@ def talker(ros) -> Talker:
 def test_messages_arrive_once_and_in_order(talker: Talker) -> None:
     talker.run(lambda: len(talker.heard) >= 30)
     assert talker.heard == list(range(talker.heard[0], talker.heard[0] + len(talker.heard)))
+
+
+def test_node_that_rests_takes_all_that_has_come_together_and_in_order(talker: Talker) -> None:
+    """Several messages come in each rest: fewer waits than messages."""
+    waits = []
+
+    def talk() -> None:
+        waits.append(len(talker.heard))
+        for _ in range(3):
+            talker.tick()
+    talker.node.create_timer(0.001, talk)
+    talker.run(lambda: len(talker.heard) >= 30, rest=0.005)
+    assert talker.heard == list(range(talker.heard[0], talker.heard[0] + len(talker.heard)))
+    assert len(waits) < 20
 
 
 def test_list_of_entities_is_kept_from_message_to_message(

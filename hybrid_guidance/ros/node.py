@@ -229,9 +229,11 @@ def run(node_type: Callable[[], Node], *, niceness: int = 0, rest: float = 0.0) 
     end_with_parent()
     # One thread for each node: the graph itself is the parallelism on few cores.
     cv2.setNumThreads(1)
-    rclpy.init()
     node = None
     try:
+        # See ``nodes``; before rclpy puts its own handler in front.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        rclpy.init()
         node = node_type()
         # What start-up made stays; scanning it again and again would delay images. So would
         # looking for rings of garbage after every few messages: there are hardly any.

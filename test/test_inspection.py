@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -39,6 +40,7 @@ def test_a_whole_file_gives_the_pinhole_and_nothing_to_worry_about(tmp_path: Pat
     ({'DistanceSourceToDetector': 100}, 'centimetres or metres'),
     ({'PixelSpacing': [0.25, 0.25]}, 'magnified 1.6 times'),
     ({'ImagerPixelSpacing': [4, 4]}, 'not that of a detector'),
+    ({'ImagerPixelSpacing': [0, 0]}, 'not that of a detector'),
     ({'SeriesDescription': 'LCA RAO 30'}, 'says RAO, PositionerPrimaryAngle is 30'),
     ({'ProtocolName': 'Cranial 10'}, 'says CRA, PositionerSecondaryAngle is -10'),
     ({'PositionerPrimaryAngle': 200}, 'outside +-180'),
@@ -65,6 +67,34 @@ def test_what_is_missing_is_named_with_its_tag(tmp_path: Path, tag, words) -> No
     tags = {key: value for key, value in WHOLE.items() if key != tag}
     said = findings(tmp_path / 'x.dcm', **tags)
     assert any(line.startswith('missing') and words in line for line in said), said
+
+
+@pytest.mark.parametrize('change', [
+    {'DistanceSourceToDetector': 1.0}, {'DistanceSourceToDetector': 0},
+    {'ImagerPixelSpacing': [0, 0]}, {'ImagerPixelSpacing': [0.0003, 0.0003]},
+    {'ImagerPixelSpacing': [400, 400]}, {'ImagerPixelSpacing': [-0.4, 0.4]}])
+def test_a_length_that_cannot_be_makes_no_camera_and_advice_all_the_same(
+        tmp_path: Path, change: dict[str, Any]) -> None:
+    found = inspect_dicom(write_dicom(tmp_path / 'x.dcm', [10], **{**WHOLE, **change}))
+    assert not found.projection.is_calibrated
+    assert {finding.kind for finding in found.findings} & {'contradiction', 'missing'}
+    assert any('SID / pitch' in line for line in found.enter)
+
+
+@pytest.mark.parametrize(('corners', 'words'), [
+    ((60, 0, 0, 47), 'its end lies before its beginning'), ((0, 0, 5000, 47), 'outside the image')])
+def test_a_region_that_is_not_in_its_image_is_told(tmp_path: Path, corners: tuple[int, ...],
+                                                   words: str) -> None:
+    region = Dataset()
+    region.RegionSpatialFormat = region.RegionDataType = 1
+    region.RegionLocationMinX0, region.RegionLocationMinY0 = corners[:2]
+    region.RegionLocationMaxX1, region.RegionLocationMaxY1 = corners[2:]
+    region.PhysicalUnitsXDirection = region.PhysicalUnitsYDirection = 3
+    region.PhysicalDeltaX = region.PhysicalDeltaY = 0.02
+    found = inspect_dicom(write_dicom(tmp_path / 'u.dcm', [10], 'US',
+                                      SequenceOfUltrasoundRegions=[region]))
+    assert any(words in finding.text for finding in found.findings if
+               finding.kind == 'contradiction')
 
 
 def test_of_ultrasound_scale_and_contradictions_are_told(tmp_path: Path) -> None:

@@ -43,6 +43,15 @@ MODALITIES: dict[Modality, tuple[str, ...]] = {
 ECHO_MM = (0.005, 2.0)
 """Millimetres that a pixel of an ultrasound image can be wide."""
 
+SOURCE_MM = (200.0, 3000.0)
+"""Millimetres that a detector or patient can be from the source: mini C-arms to chest stands."""
+
+PITCH_MM = (0.02, 2.0)
+"""Millimetres between pixels at a detector."""
+
+ANGLES_DEG = {'PositionerPrimaryAngle': 180.0, 'PositionerSecondaryAngle': 90.0}
+"""Largest angles either way (PS3.3 C.8.7.5.1.2)."""
+
 ISOCENTRE, CARM = 'isocentre', 'carm'
 """Frames of how a C-arm stood: about its isocentre in DICOM's axes, and at its source."""
 
@@ -51,6 +60,8 @@ _MAXIMUM_FRAME_BYTES = 256 << 20
 _MAXIMUM_FRAMES = 100_000
 _CACHE_BYTES = 128 << 20
 _SAMPLES = 24
+# Sizes of the region that a reference pixel can be away: an apex lies above a sector.
+_FAR = 4.0
 _START_OF_FRAME = {*range(0xc0, 0xd0)} - {0xc4, 0xc8, 0xcc} | {0xf7}
 EXPORT = 'export it again from the scanner or archive'
 
@@ -511,13 +522,15 @@ def _xray(dataset: Any, layout: _Layout, stated: Gantry, pitch: float | None) ->
     distance = gantry.source_to_detector
     spacing_mm = (numbers_of(dataset, 'ImagerPixelSpacing', 2) if pitch is None
                   else (pitch * 1e3, pitch * 1e3))
-    missing = [tag for tag, value in (('DistanceSourceToDetector (0018,1110)', distance),
-                                      ('ImagerPixelSpacing (0018,1164)', spacing_mm))
-               if value is None or min(np.atleast_1d(value)) <= 0.0]
+    # A length in the wrong unit must not become a camera.
+    missing = [tag for tag, value, (low, high) in (
+        ('DistanceSourceToDetector (0018,1110)', None if distance is None else (distance * 1e3,),
+         SOURCE_MM), ('ImagerPixelSpacing (0018,1164)', spacing_mm, PITCH_MM))
+               if value is None or not low <= min(value) <= max(value) <= high]
     upright = (layout.rows, layout.columns) if flips.transpose else size
     if missing or distance is None or spacing_mm is None:
         return _Xray(gantries, Projection.uncalibrated(upright), flips, (
-            *notes, f'uncalibrated: {" and ".join(missing)} missing'))
+            *notes, f'uncalibrated: {" and ".join(missing)} missing or not plausible'))
     centre, why = _principal_point(dataset, layout, spacing_mm)
     focal = (distance * 1e3 / spacing_mm[1], distance * 1e3 / spacing_mm[0])
     projection = Projection.perspective(flips.sizes(focal), flips.pixel(centre, size), upright)
@@ -534,9 +547,12 @@ def isocentre_mm(dataset: Any) -> float | None:
 def _gantry(dataset: Any, stated: Gantry) -> tuple[Gantry, tuple[str, ...]]:
     """Return how the C-arm stood at the first frame, and notes."""
     distances = [positive_of(dataset, 'DistanceSourceToDetector'), isocentre_mm(dataset)]
-    angles = [number_of(dataset, f'Positioner{which}Angle') for which in ('Primary', 'Secondary')]
-    told = Gantry(*(None if value is None else value * 1e-3 for value in distances),
-                  *(None if angle is None else float(np.deg2rad(angle)) for angle in angles))
+    angles = [(number_of(dataset, keyword), limit) for keyword, limit in ANGLES_DEG.items()]
+    # What cannot be is not known: a pose made of it would look like any other.
+    told = Gantry(*(None if value is None or not SOURCE_MM[0] <= value <= SOURCE_MM[1]
+                    else value * 1e-3 for value in distances),
+                  *(None if angle is None or abs(angle) > limit
+                    else float(np.deg2rad(angle)) for angle, limit in angles))
     known = {field.name: getattr(stated, field.name) for field in fields(stated)
              if getattr(stated, field.name) is not None}
     gantry = replace(told, **known)
@@ -558,8 +574,7 @@ def _moved(dataset: Any, gantry: Gantry, frames: int) -> tuple[tuple[Gantry, ...
     PS3.3 C.8.7.5.1.3: increments are offsets from the first angle, one for each frame, or one
     average step.
     """
-    if str(find_value(dataset, 'PositionerMotion') or '').strip().upper() != 'DYNAMIC' \
-            or frames == 1:
+    if frames == 1 or not _is_moving(dataset):
         return (gantry,) * frames, ()
     steps = []
     for name in ('Primary', 'Secondary'):
@@ -577,6 +592,16 @@ def _moved(dataset: Any, gantry: Gantry, frames: int) -> tuple[tuple[Gantry, ...
     return tuple(replace(gantry, primary_angle=first + float(one), secondary_angle=second
                          + float(other)) for one, other in zip(*steps, strict=True)), (
         'the C-arm moved during the run: each frame has its own angles',)
+
+
+def _is_moving(dataset: Any) -> bool:
+    """Tell whether the C-arm moved: by what is said, or by increments that are not all zero."""
+    if str(find_value(dataset, 'PositionerMotion') or '').strip().upper() == 'DYNAMIC':
+        return True
+    steps = [find_value(dataset, f'{keyword}Increment') for keyword in ANGLES_DEG]
+    numbers = [str(step) for value in steps if value not in (None, '')
+               for step in ([value] if isinstance(value, (str, int, float)) else value)]
+    return any(number.strip().strip('+-0.eE') for number in numbers)
 
 
 def _upright(dataset: Any, gantry: Gantry) -> tuple[Flips, tuple[str, ...]]:
@@ -728,14 +753,16 @@ def _plane(region: Any, mask: Mask | None,
     """Return the orthographic projection of a region, or uncalibrated with the reason."""
     if region is None:
         return Projection.uncalibrated(size), (
-            'uncalibrated: SequenceOfUltrasoundRegions (0018,6011) missing',)
+            'uncalibrated: SequenceOfUltrasoundRegions (0018,6011) missing or without a usable '
+            'region',)
     spacing_cm = (positive_of(region, 'PhysicalDeltaX'), positive_of(region, 'PhysicalDeltaY'))
     units = tuple(number_of(region, f'PhysicalUnits{axis}Direction') for axis in 'XY')
     if units != (3.0, 3.0):
         return Projection.uncalibrated(size), ('uncalibrated: the region is not in centimetres',)
     if spacing_cm[0] is None or spacing_cm[1] is None:
         return Projection.uncalibrated(size), (
-            'uncalibrated: PhysicalDeltaX (0018,602C) or PhysicalDeltaY (0018,602E) missing',)
+            'uncalibrated: PhysicalDeltaX (0018,602C) or PhysicalDeltaY (0018,602E) is missing or '
+            'not above zero',)
     if not all(ECHO_MM[0] <= 10 * delta <= ECHO_MM[1] for delta in (spacing_cm[0], spacing_cm[1])):
         return Projection.uncalibrated(size), (
             f'uncalibrated: {10 * spacing_cm[0]:.4g} x {10 * spacing_cm[1]:.4g} mm per pixel is '
@@ -754,7 +781,8 @@ def _face(region: Any, mask: Mask | None, size: tuple[int, int],
     of the region is taken.
     """
     pixel = [number_of(region, f'ReferencePixel{axis}0') for axis in 'XY']
-    if pixel[0] is not None and pixel[1] is not None:
+    if pixel[0] is not None and pixel[1] is not None \
+            and max(abs(pixel[0]), abs(pixel[1])) < _FAR * max(size):
         value = [number_of(region, f'ReferencePixelPhysicalValue{axis}') or 0.0 for axis in 'XY']
         zero = (pixel[0] - value[0] / delta_x, pixel[1] - value[1] / delta_y)
         reference = (pixel[0], pixel[1])
@@ -766,6 +794,7 @@ def _face(region: Any, mask: Mask | None, size: tuple[int, int],
         columns = np.flatnonzero(mask.any(axis=0))
         top = float(np.flatnonzero(mask.any(axis=1))[0])
         return (float(columns[0] + columns[-1]) / 2.0, top), (
-            'the region has no reference pixel: origin assumed at the top centre of the sector')
+            'the region has no usable reference pixel: origin assumed at the top centre of the '
+            'sector')
     return ((size[0] - 1) / 2.0, 0.0), (
-        'the region has no reference pixel: origin assumed at its top centre')
+        'the region has no usable reference pixel: origin assumed at its top centre')

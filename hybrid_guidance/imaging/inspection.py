@@ -15,9 +15,12 @@ import numpy as np
 from hybrid_guidance.geometry.projection import Projection
 from hybrid_guidance.geometry.types import Image
 from hybrid_guidance.imaging.dicom import (
+    ANGLES_DEG,
     ECHO_MM,
     EXPORT,
     MODALITIES,
+    PITCH_MM,
+    SOURCE_MM,
     DicomRecording,
     Gantry,
     Modality,
@@ -34,8 +37,6 @@ from hybrid_guidance.imaging.frame import SourceError
 
 Kind = Literal['missing', 'contradiction', 'assumed', 'note']
 
-_SOURCE_MM = (500.0, 2000.0)
-_PITCH_MM = (0.05, 1.0)
 _SIDES = {'LAO': ('PositionerPrimaryAngle', 1.0), 'RAO': ('PositionerPrimaryAngle', -1.0),
           'CRA': ('PositionerSecondaryAngle', 1.0), 'CAU': ('PositionerSecondaryAngle', -1.0)}
 _TEXTS = ('SeriesDescription', 'ProtocolName', 'StudyDescription', 'ImageComments',
@@ -179,8 +180,11 @@ def _missing_xray(dataset: Any) -> Iterable[Finding]:
         ('PositionerPrimaryAngle', 'primary angle (0018,1510)', 'read it on the console'),
         ('PositionerSecondaryAngle', 'secondary angle (0018,1511)', 'read it on the console'))
     for keyword, name, cure in cures:
-        if numbers_of(dataset, keyword, 2 if keyword == 'ImagerPixelSpacing' else 1) is None:
+        values = numbers_of(dataset, keyword, 2 if keyword == 'ImagerPixelSpacing' else 1)
+        if values is None:
             yield Finding('missing', f'{name} is not in the file, or is no number', cure)
+        elif keyword not in ANGLES_DEG and min(values) <= 0.0:
+            yield Finding('missing', f'{name} is in the file, but not above zero', cure)
     if isocentre_mm(dataset) is None:
         yield Finding('missing', 'source to isocentre (0018,1111 or 0018,9402) is not in the file',
                       'needed for the pose of the source, not for CameraInfo; a property of the '
@@ -191,7 +195,7 @@ def _distances(dataset: Any) -> Iterable[Finding]:
     """Compare the distances with each other and with what C-arms are like."""
     detector, patient = positive_of(dataset, 'DistanceSourceToDetector'), isocentre_mm(dataset)
     for name, value in (('source to detector', detector), ('source to patient', patient)):
-        if value is not None and not _SOURCE_MM[0] <= value <= _SOURCE_MM[1]:
+        if value is not None and not SOURCE_MM[0] <= value <= SOURCE_MM[1]:
             hint = ' (centimetres or metres instead of millimetres?)' if value < 250 else ''
             yield Finding('contradiction', f'{name} of {value:g} mm is not that of a C-arm{hint}',
                           'measure it')
@@ -209,7 +213,7 @@ def _distances(dataset: Any) -> Iterable[Finding]:
 def _spacings(dataset: Any) -> Iterable[Finding]:
     imager = numbers_of(dataset, 'ImagerPixelSpacing', 2)
     pixel = numbers_of(dataset, 'PixelSpacing', 2)
-    if imager and not all(_PITCH_MM[0] <= value <= _PITCH_MM[1] for value in imager):
+    if imager and not all(PITCH_MM[0] <= value <= PITCH_MM[1] for value in imager):
         yield Finding('contradiction', f'pixel pitch of {imager} mm is not that of a detector',
                       'check its unit')
     if imager and min(imager) > 0 and abs(imager[0] / imager[1] - 1.0) > 0.01:
@@ -233,10 +237,9 @@ def _spacings(dataset: Any) -> Iterable[Finding]:
 
 
 def _angles(dataset: Any) -> Iterable[Finding]:
-    values = {keyword: number_of(dataset, keyword)
-              for keyword in ('PositionerPrimaryAngle', 'PositionerSecondaryAngle')}
-    for (keyword, value), limit in zip(values.items(), (180.0, 90.0), strict=True):
-        if value is not None and abs(value) > limit:
+    values = {keyword: number_of(dataset, keyword) for keyword in ANGLES_DEG}
+    for keyword, value in values.items():
+        if value is not None and abs(value) > (limit := ANGLES_DEG[keyword]):
             yield Finding('contradiction', f'{keyword} of {value:g} degrees is outside '
                           f'+-{limit:g}', 'check its unit and sign on the console')
     words = ' '.join(str(find_value(dataset, keyword) or '') for keyword in _TEXTS).upper()
@@ -290,12 +293,13 @@ def _enter_camera(dataset: Any, recording: DicomRecording) -> tuple[str, ...]:
         numbers_of(dataset, 'FieldOfViewDimensions', 2) or (0.0,))
     lines = ['in a calibration file, kind carm, block "camera":',
              '    focal: [SID / pitch, SID / pitch]   # SID and pitch both in mm']
-    if pitch is None:
+    if pitch is None or min(pitch) <= 0.0:
         lines.append(
             f'    # pitch: {field:g} mm of field / {max(width, height)} pixels = '
             f'{field / max(width, height):.4f} mm, if all of it is shown' if field else
             f'    # pitch: width of the field on the detector in mm / {width} pixels')
-    example_sid, example_pitch = sid or 1000.0, pitch[1] if pitch else (field or 200.0) / width
+    example_sid = sid or 1000.0
+    example_pitch = pitch[1] if pitch and pitch[1] > 0.0 else (field or 200.0) / width
     lines += [f'    # for example SID {example_sid:g} mm and pitch {example_pitch:.4f} mm: '
               f'{example_sid / example_pitch:.0f} pixels',
               f'    centre: [{(width - 1) / 2:g}, {(height - 1) / 2:g}]   # the middle, if '
@@ -343,11 +347,20 @@ def _ultrasound(dataset: Any) -> Iterable[Finding]:
                           f'{down * 10:.4g} mm per pixel, PixelSpacing says {pixel[1]:g} x '
                           f'{pixel[0]:g} mm',
                           'the region is used; measure the depth scale on the screen')
-        right, bottom = (int(region.get(f'RegionLocationMax{axis}') or 0) for axis in ('X1', 'Y1'))
-        if right >= int(dataset.Columns) or bottom >= int(dataset.Rows):
-            yield Finding('contradiction', f'region {count} ends at ({right}, {bottom}), outside '
-                          f'the image of {dataset.Columns} x {dataset.Rows}',
-                          'the image was made smaller after it was stored, and its scale is wrong')
+        yield from _corners(region, f'region {count}', int(dataset.Columns), int(dataset.Rows))
+
+
+def _corners(region: Any, name: str, columns: int, rows: int) -> Iterable[Finding]:
+    """Say where a region does not lie in its image."""
+    left, top, right, bottom = (int(number_of(region, f'RegionLocation{corner}') or 0)
+                                for corner in ('MinX0', 'MinY0', 'MaxX1', 'MaxY1'))
+    if right <= left or bottom <= top:
+        yield Finding('contradiction', f'{name} goes from ({left}, {top}) to ({right}, {bottom}): '
+                      'its end lies before its beginning, so it is not used')
+    elif right >= columns or bottom >= rows:
+        yield Finding('contradiction', f'{name} ends at ({right}, {bottom}), outside the image of '
+                      f'{columns} x {rows}',
+                      'the image was made smaller after it was stored, and its scale is wrong')
 
 
 def _enter_plane(recording: DicomRecording) -> tuple[str, ...]:

@@ -37,6 +37,9 @@ _CRC = struct.Struct('>Q')
 _IMAGE_HEADER = struct.Struct('>HBBBB3H12f6H')
 _TRACKING = {'TDATA': struct.Struct('>20sBB12f'), 'QTDATA': struct.Struct('>20sBB7f')}
 _POINT_ONLY = 3
+_MOST_TOOLS = 256
+_MOST_METADATA = 1 << 20
+_MOST_LETTERS = 300
 _STATUS = struct.Struct('>Hq20s')
 _SCALARS = {2: 'i1', 3: 'u1', 4: 'i2', 5: 'u2', 10: 'f4', 11: 'f8'}
 _STATUS_NAMES = (
@@ -168,15 +171,19 @@ def _content(header: Header, body: bytes) -> tuple[bytes, dict[str, str]]:
         return body, {}
     message = MessageBase()
     try:
-        # Of the base class, this unpacks all but the content; sizes are checked below.
+        start, index, values = struct.unpack_from('>HHI', body)
+        end = len(body) - index - values
+        # Before pyigtl believes them.
+        if not 12 <= start <= end or values > _MOST_METADATA:
+            raise LinkError(f'{_name(header)}: extended header and metadata do not fit its length')
+        # Of the base class, this unpacks all but the content.
         message.unpack({'header_version': header.version, 'message_type': header.kind,
                         'device_name': header.device, 'timestamp': header.time}, body)
-        start, index, values = struct.unpack('>HHI', body[:8])
-    except (struct.error, UnicodeDecodeError, TypeError) as error:
+    except (struct.error, UnicodeDecodeError) as error:
         raise LinkError(f'{_name(header)}: malformed metadata ({error})') from None
-    end = len(body) - index - values
-    if not 12 <= start <= end:
-        raise LinkError(f'{_name(header)}: extended header and metadata do not fit its length')
+    except TypeError:
+        # pyigtl raises words, which is not possible.
+        raise LinkError(f'{_name(header)}: malformed metadata') from None
     return body[start:end], dict(message.metadata)
 
 
@@ -235,6 +242,9 @@ def _poses(header: Header, content: bytes) -> tuple[LinkPose, ...]:
     layout = _TRACKING[header.kind]
     if len(content) % layout.size:
         raise LinkError(f'{_name(header)}: {len(content)} bytes are no whole number of tools')
+    if len(content) > _MOST_TOOLS * layout.size:
+        raise LinkError(f'{_name(header)}: {len(content) // layout.size} tools, more than '
+                        f'{_MOST_TOOLS}')
     poses = []
     for name, kind, _, *numbers in layout.iter_unpack(content):
         # A tool of which only the tip is known has no pose.
@@ -292,12 +302,13 @@ def _status(header: Header, content: bytes) -> LinkStatus:
     known = _STATUS_NAMES[code] if code < len(_STATUS_NAMES) else f'code {code}'
     more = ' '.join(part for part in (_text(name), _text(content[_STATUS.size:])) if part)
     sub = f' ({sub_code})' if sub_code else ''
-    return LinkStatus(header.device, code, f'{known}{sub}{": " if more else ""}{more}'[:300])
+    words = f'{known}{sub}{": " if more else ""}{more}'
+    return LinkStatus(header.device, code, words[:_MOST_LETTERS])
 
 
 def _text(data: bytes) -> str:
-    """Return text up to its first zero byte, printable, whatever it was."""
-    text = data.split(b'\0', 1)[0].decode('utf-8', 'replace')
+    """Return text up to its first zero byte, printable, whatever it was, and not very long."""
+    text = data[:4 * _MOST_LETTERS].split(b'\0', 1)[0].decode('utf-8', 'replace')
     return ''.join(letter if letter.isprintable() else '?' for letter in text).strip()
 
 

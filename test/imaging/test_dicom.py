@@ -380,6 +380,39 @@ def test_the_origin_is_the_mid_face_however_the_scanner_says_it(tmp_path: Path) 
         assert any('origin' in note for note in recording.notes)
 
 
+def test_a_reference_pixel_far_from_its_region_is_no_origin(tmp_path: Path) -> None:
+    one = region(40, 50, 279, 219, ReferencePixelX0=2**31 - 1, ReferencePixelY0=0)
+    path = write(tmp_path / 'a.dcm', scan(), 'US', SequenceOfUltrasoundRegions=[one])
+    recording = open_dicom(path, 'ultrasound')
+    np.testing.assert_allclose(recording.projection.matrix[:2, 3], (119.5, 10.0), atol=1.0)
+    assert any('no usable reference pixel: origin assumed' in note for note in recording.notes)
+
+
+@pytest.mark.parametrize('tags', [
+    {'PositionerPrimaryAngle': 1e30}, {'PositionerSecondaryAngle': -91},
+    {'DistanceSourceToPatient': 0.75}])
+def test_how_a_c_arm_cannot_stand_is_no_pose(tmp_path: Path, tags: dict[str, Any]) -> None:
+    whole = {'PositionerPrimaryAngle': 10, 'PositionerSecondaryAngle': 5,
+             'DistanceSourceToPatient': 750}
+    for given, known in ((whole, True), ({**whole, **tags}, False)):
+        recording = open_dicom(write(tmp_path / 'a.dcm', **given), 'fluoroscopy')
+        assert recording.gantry is not None
+        assert (recording.gantry.pose() is not None) == known
+
+
+@pytest.mark.parametrize(('increments', 'known'), [
+    (['0', '2', '4', '6', '8'], True), (['0', '2'], False), (['0', '0', '0', '0', '0'], True)])
+def test_increments_tell_that_a_c_arm_moved_though_nothing_else_says_so(
+        tmp_path: Path, increments: list[str], known: bool) -> None:
+    path = write(tmp_path / 'a.dcm', PositionerPrimaryAngle=10, PositionerSecondaryAngle=5,
+                 DistanceSourceToPatient=750, PositionerPrimaryAngleIncrement=increments,
+                 PositionerSecondaryAngleIncrement='0')
+    gantries = open_dicom(path, 'fluoroscopy').gantries
+    assert (gantries[4].pose() is not None) == known
+    if known:
+        assert gantries[4].primary_angle == pytest.approx(np.deg2rad(10 + float(increments[4])))
+
+
 @pytest.mark.parametrize(('tags', 'reason'), [
     ({'PhysicalUnitsXDirection': 4}, 'not in centimetres'), ({'PhysicalDeltaY': None}, 'missing'),
     ({'PhysicalDeltaX': 0.0}, 'missing')])

@@ -1,6 +1,7 @@
 """OpenIGTLink messages: against pyigtl's packing, against the library's reference, and lies."""
 
 import struct
+import tracemalloc
 
 import igtl
 import numpy as np
@@ -97,6 +98,18 @@ def test_a_status_is_that_of_the_librarys_reference_message() -> None:
     assert found.words == 'disabled (10): ACTUATOR_DISABLED Actuator A is disabled.'
 
 
+def test_a_status_that_talks_without_end_is_cut_before_it_costs_memory() -> None:
+    body = struct.pack('>Hq20s', 2, 0, b'COLD') + b'y' * (8 << 20)
+    data = igtl.message('STATUS', body)
+    tracemalloc.start()
+    status, = decoded(data)
+    grown = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(status.words) == 300
+    # The body itself is cut out of the bytes, once.
+    assert grown < 2.5 * len(body)
+
+
 def test_quaternions_are_x_y_z_w_and_may_leave_w_out() -> None:
     quaternion = np.array([0.1, -0.2, 0.3, np.sqrt(1 - 0.14)])
     expected = from_quaternion(quaternion, np.array([0.001, 0.002, 0.003]))
@@ -122,6 +135,10 @@ def test_quaternions_are_x_y_z_w_and_may_leave_w_out() -> None:
     (igtl.message('IMAGE', b'x' * 10), 'malformed'),
     (igtl.message('TRANSFORM', struct.pack('>12f', *igtl.IDENTITY), crc=1), 'CRC'),
     (igtl.message('TRANSFORM', b'\0\x0c\xff\xff\xff\xff\xff\xff' + bytes(52), version=2), 'meta'),
+    (igtl.message('TRANSFORM', struct.pack('>HHI', 12, 4, 2**31 - 1) + bytes(60), version=2),
+     'extended header and metadata do not fit'),
+    (igtl.message('TDATA', struct.pack('>20sBB12f', b'T', 2, 0, *igtl.IDENTITY) * 257),
+     '257 tools, more than 256'),
     (igtl.image(np.zeros((2, 3, 4), np.uint8)), 'single slices'),
     (igtl.image(np.zeros((3, 4), np.uint32)), 'no grey levels'),
 ])

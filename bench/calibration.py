@@ -49,7 +49,7 @@ def pivot(random) -> dict[str, float]:
             'axis': np.rad2deg(angle_between(found.tip - upper.tip, tip - second))}
 
 
-def wires(random) -> dict[str, float]:
+def wires(random, turned: float = 0.0) -> dict[str, float]:
     """N-wires: a minute of recording, judged on half a minute of another."""
     from hybrid_guidance.calibration.track import Track
     from hybrid_guidance.calibration.ultrasound_spatial import (
@@ -57,23 +57,58 @@ def wires(random) -> dict[str, float]:
         calibrate_wires,
         wire_errors,
     )
-    from hybrid_guidance.geometry.rigid import inverse, transform_points
-    from hybrid_guidance.imaging.geometry import ImageGeometry
+    from hybrid_guidance.geometry.rigid import (
+        inverse,
+        rotation_from_vector,
+        transform,
+    )
     from hybrid_guidance.simulation.calibrations import Errors, random_pose, sweep_wires
     probe_T_image = random_pose(random, 0.08)
     delay, target = random.uniform(-0.08, 0.08), phantom()
+    axis, middle = random.normal(size=3), target.wires.reshape(-1, 3).mean(axis=0)
+    turn = rotation_from_vector(np.deg2rad(turned) * axis / np.linalg.norm(axis))
+    wrong = transform(turn, middle - turn @ middle)
     used, held = (WireViews(sweep.pixels, sweep.times, Track(
-        sweep.tracked_times, np.array([inverse(pose) for pose in sweep.tracked])), target)
+        sweep.tracked_times, np.array([inverse(pose) @ wrong for pose in sweep.tracked])), target)
         for sweep in (sweep_wires(random, target.wires, probe_T_image, SPACING, ORIGIN, seconds,
                                   errors, delay)
                       for seconds, errors in ((60.0, Errors()), (30.0, Errors(outliers=0.0)))))
     found = calibrate_wires(used, ORIGIN)
+    return {'held out': float(wire_errors(found, held).mean()) * 1e3,
+            'corners against the truth': corners_off(found, probe_T_image)}
+
+
+def turned_wires(random) -> dict[str, float]:
+    """N-wires whose registration is turned by 1.5°, anyhow."""
+    return wires(random, 1.5)
+
+
+def corners_off(found, probe_T_image) -> float:
+    """Return by how many mm the worst corner of the image lies off its true place."""
+    from hybrid_guidance.geometry.rigid import transform_points
+    from hybrid_guidance.imaging.geometry import ImageGeometry
     corners = np.array([[100.0, 100.0], [700.0, 100.0], [700.0, 500.0], [100.0, 500.0]])
     plane = ImageGeometry(SPACING, ORIGIN).projection((1, 1))
     truth = transform_points(probe_T_image, plane.back_project(corners))
-    return {'held out': float(wire_errors(found, held).mean()) * 1e3,
-            'corners against the truth': float(np.linalg.norm(
-                found.points(corners) - truth, axis=1).max()) * 1e3}
+    return float(np.linalg.norm(found.points(corners) - truth, axis=1).max()) * 1e3
+
+
+def point(random) -> dict[str, float]:
+    """One point from all sides, 150 poses; judged on 100 images of another point that stays."""
+    from hybrid_guidance.calibration.track import Track
+    from hybrid_guidance.calibration.ultrasound_spatial import PointViews, calibrate_point
+    from hybrid_guidance.simulation.calibrations import Errors, random_pose, sweep_point
+    probe_T_image = random_pose(random, 0.08)
+    used, held = (PointViews(sweep.pixels, sweep.times, Track(sweep.tracked_times, sweep.tracked))
+                  for sweep in (sweep_point(random, probe_T_image, SPACING, ORIGIN, count, errors)
+                                for count, errors in ((150, Errors()),
+                                                      (100, Errors(outliers=0.0)))))
+    found = calibrate_point(used, ORIGIN, solve_delay=False)
+    poses, _ = held.track.at(held.times)
+    world = np.einsum('nij,nj->ni', poses[:, :3, :3], found.points(held.pixels)) + poses[:, :3, 3]
+    spread = np.linalg.norm(world - np.median(world, axis=0), axis=1)
+    return {'held out': float(spread.mean()) * 1e3,
+            'corners against the truth': corners_off(found, probe_T_image)}
 
 
 def temporal(random) -> dict[str, float]:
@@ -143,6 +178,8 @@ def probe(random) -> dict[str, float]:
 BARS = (
     (pivot, (('tip', 'mm', 0.5), ('axis', 'deg', 0.5)), 1),
     (wires, (('held out', 'mm', 0.6),), 0.4),
+    (turned_wires, (('held out', 'mm', 0.6),), 0.4),
+    (point, (('held out', 'mm', 0.6),), 0.4),
     (temporal, (('delay', 'ms', 5.0),), 1),
     (carm, (('held out', 'px', 0.3), ('focal', '%', 0.5)), 1),
     (hand_eye, (('translation', 'mm', 0.5), ('rotation', 'deg', 0.3)), 0.7),
@@ -205,11 +242,13 @@ def real(folder: Path) -> bool:
     with tempfile.TemporaryDirectory() as scratch:
         output = Path(scratch) / 'calibration.yaml'
         end = ('--output', str(output))
-        said = command('ultrasound-spatial', str(folder / 'fCal_Test_Calibration_3NWires_fCal2.0'
-                                                 '.igs.mha'),
-                       '--validation', str(folder / 'fCal_Test_Validation_3NWires_fCal2.0.igs.mha'),
-                       '--phantom', str(folder / 'PlusDeviceSet_fCal_Sim_SpatialCalibration_2.0'
-                                        '.xml'), *end)
+        wires = ('ultrasound-spatial', str(folder / 'fCal_Test_Calibration_3NWires_fCal2.0'
+                                           '.igs.mha'),
+                 '--validation', str(folder / 'fCal_Test_Validation_3NWires_fCal2.0.igs.mha'),
+                 '--phantom', str(folder / 'PlusDeviceSet_fCal_Sim_SpatialCalibration_2.0.xml'),
+                 *end)
+        command(*wires, '--keep-registration')
+        said = command(*wires)
         command('ultrasound-temporal',
                 str(folder / 'WaterTankBottomTranslationVideoBuffer.igs.mha'),
                 str(folder / 'WaterTankBottomTranslationTrackerBuffer.igs.mha'), *end)
@@ -234,8 +273,9 @@ def judge_real(folder: Path, found, delay, said: str) -> bool:
     frames = said.split('wires found in ')[1].split()
     total = int(frames[2]) + int(said.split('held out')[0].split('agree; in ')[1].split()[2])
     lost = total - int(frames[0]) - int(said.split('agree; in ')[1].split()[0])
-    good = say('real wires best 95 %', trimmed, 'mm', 0.540, 0.540)
-    say('real wires all', held, 'mm', float(errors.mean()), float(errors.mean()))
+    # PLUS's 0.540 mm leaves out the worst 5 %: the mean of its own list is 0.569 mm.
+    good = say('real wires all', held, 'mm', 0.540, float(errors.mean()))
+    good &= say('real wires best 95 %', trimmed, 'mm', 0.540, 0.540)
     good &= say('real wires frames lost', lost / total * 100.0, '%', 5.0, 5.0)
     good &= say('real delay off PLUS', abs(-delay.delay * 1e3 - lag), 'ms', 3.0, 3.0)
     return good & say('real phantom', found['phantom'].residual * 1e3, 'mm', 0.198, 0.198)

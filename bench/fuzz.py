@@ -3,12 +3,12 @@
     python bench/fuzz.py                     # 500 of each
     python bench/fuzz.py --cases 30 --files run.dcm scan.dcm
 
-Seeded: case n is always the same bytes. Of DICOM, small X-ray and ultrasound files are made here,
-uncompressed and run-length encoded; ``--files`` adds real ones. Each mutated file is opened,
-inspected and its frames are read; it must be read or refused with a SourceError. Of OpenIGTLink,
-one client lives through all streams; half of them have bodies that are changed and their CRC put
-right, so that the change gets past it. After each stream a good image must arrive from the same
-client.
+Seeded (``--seed``): case n is always the same bytes. Of DICOM, small X-ray and ultrasound files
+are made here, uncompressed and run-length encoded; ``--files`` adds real ones. Each mutated file is
+opened, inspected and its frames are read; it must be read or refused with a SourceError. Of
+OpenIGTLink, one client lives through all streams; half of them have bodies that are changed and
+their CRC put right, so that the change gets past it. After each stream a good image must arrive
+from the same client.
 
 The cases run in processes of their own: one that dies is counted as a crash, one that takes longer
 than 20 s as a hang, and the next case goes on in a new one. Memory is that of the process after a
@@ -131,13 +131,14 @@ def try_dicom(path: Path) -> str:
     return outcome
 
 
-def dicom_cases(start: int, count: int, files: list[str]):
+def dicom_cases(start: int, count: int, files: list[str], seed: int):
     """Yield (case, outcome)."""
     with tempfile.TemporaryDirectory() as folder:
         seeds = [path.read_bytes() for path in (*dicom_seeds(Path(folder)), *map(Path, files))]
         path = Path(folder) / 'mutated.dcm'
         for case in range(start, count):
-            path.write_bytes(mutated(np.random.default_rng([1, case]), seeds[case % len(seeds)]))
+            random = np.random.default_rng([1, case, seed])
+            path.write_bytes(mutated(random, seeds[case % len(seeds)]))
             yield case, try_dicom(path)
 
 
@@ -166,9 +167,9 @@ def packed(kind: str, body: bytes, version: int = 1) -> bytes:
                        CRC64(body)) + body
 
 
-def link_stream(case: int) -> bytes:
+def link_stream(case: int, seed: int) -> bytes:
     """Return the mutated stream of a case."""
-    random, messages = np.random.default_rng([2, case]), link_messages()
+    random, messages = np.random.default_rng([2, case, seed]), link_messages()
     chosen = [messages[index] for index in random.integers(0, len(messages), 6)]
     if case % 2:
         return mutated(random, b''.join(chosen))
@@ -179,7 +180,7 @@ def link_stream(case: int) -> bytes:
     return stream
 
 
-def link_cases(start: int, count: int):
+def link_cases(start: int, count: int, seed: int):
     """Yield (case, outcome): one client, a mutated stream and a good one in turn."""
     from hybrid_guidance.imaging.link_client import LinkStream
     listener = socket.create_server(('127.0.0.1', 0))
@@ -202,7 +203,7 @@ def link_cases(start: int, count: int):
     for case in range(start, count):
         # The number tells this image from all before; 1 is no pixel of the others.
         good = np.frombuffer(struct.pack('>4I', case, 1, 2, 3), np.uint8).reshape(1, 2, 8)
-        sending += [link_stream(case), pyigtl.ImageMessage(
+        sending += [link_stream(case, seed), pyigtl.ImageMessage(
             good, device_name='Image', timestamp=0).pack()]
         arrived, began = False, time.monotonic()
         while not arrived and time.monotonic() - began < HANG_S + 5:
@@ -218,8 +219,9 @@ def link_cases(start: int, count: int):
 
 def child(arguments: argparse.Namespace) -> None:
     """Run cases, and print a line after each."""
-    cases = (dicom_cases(arguments.start, arguments.cases, arguments.files)
-             if arguments.child == 'dicom' else link_cases(arguments.start, arguments.cases))
+    seed = arguments.seed
+    cases = (dicom_cases(arguments.start, arguments.cases, arguments.files, seed)
+             if arguments.child == 'dicom' else link_cases(arguments.start, arguments.cases, seed))
     process, began = psutil.Process(), time.monotonic()
     signal.alarm(HANG_S + 10)
     for case, outcome in cases:
@@ -232,13 +234,14 @@ def child(arguments: argparse.Namespace) -> None:
     os._exit(0)
 
 
-def run(kind: str, count: int, files: list[str]) -> dict[str, object]:
+def run(kind: str, count: int, files: list[str], seed: int) -> dict[str, object]:
     """Run all cases of a kind; count how they end."""
     lines, heard, failures, start = [], [], [], 0
     while start < count:
         process = subprocess.run(
             [sys.executable, __file__, '--child', kind, '--start', str(start), '--cases',
-             str(count), '--files', *files], capture_output=True, text=True, check=False)
+             str(count), '--seed', str(seed), '--files', *files],
+            capture_output=True, text=True, check=False)
         said = [json.loads(line) for line in process.stdout.splitlines()]
         lines += [line for line in said if 'case' in line]
         heard += [line['heard'] for line in said if 'heard' in line]
@@ -261,13 +264,14 @@ def main() -> None:
     """Run the bench, print JSON; status 1 where anything failed."""
     parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
     parser.add_argument('--cases', type=int, default=500)
+    parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--files', nargs='*', default=[], help='DICOM files to mutate, too')
     parser.add_argument('--child', choices=('dicom', 'openigtlink'), help=argparse.SUPPRESS)
     parser.add_argument('--start', type=int, default=0, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
         child(arguments)
-    result = {kind: run(kind, arguments.cases, arguments.files)
+    result = {kind: run(kind, arguments.cases, arguments.files, arguments.seed)
               for kind in ('dicom', 'openigtlink')}
     print(json.dumps(result, indent=1))
     failed = any(found['crashes and hangs'] or 'no image after it' in found['outcomes']

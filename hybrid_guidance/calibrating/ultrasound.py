@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -26,7 +27,7 @@ from hybrid_guidance.calibration.file import KINDS, Calibration, CalibrationErro
 from hybrid_guidance.calibration.gates import require_held_out, require_samples
 from hybrid_guidance.calibration.plus_phantom import (
     read_face,
-    read_transform,
+    read_registration,
     read_wires,
 )
 from hybrid_guidance.calibration.temporal import calibrate_delay, floor_depth
@@ -60,6 +61,8 @@ def add_spatial(parser: argparse.ArgumentParser) -> None:
                              'Phantom to Reference; needed for wires')
     parser.add_argument('--registration', type=Path, metavar='FILE',
                         help='calibration file with the entry "phantom"')
+    parser.add_argument('--keep-registration', action='store_true', help=(
+        'do not turn the phantom, even where the wires say that its registration is turned'))
     parser.add_argument('--validation', type=Path, metavar='FILE',
                         help='second recording that is only predicted (of a point: one that has '
                              'not moved); without it every fourth part of the first is held out')
@@ -106,10 +109,13 @@ def spatial(arguments: argparse.Namespace) -> Outcome:
     if arguments.phantom is None:
         raise CalibrationError('--phantom: name the description of the N-wires, or look at one '
                                'point with --target point')
-    phantom, reference_T_phantom = read_wires(arguments.phantom), _registered(arguments)
+    phantom, (reference_T_phantom, covariance) = read_wires(arguments.phantom), _registered(
+        arguments)
+    solve = partial(calibrate_wires, turn=False if arguments.keep_registration else None,
+                    registration=covariance)
     return _spatial_of(arguments, _Target(
         'all wires', lambda path: _wire_views(path, phantom, reference_T_phantom, arguments),
-        calibrate_wires, wire_errors, lambda errors: float(errors.mean()), _wire_panels))
+        solve, wire_errors, lambda errors: float(errors.mean()), _wire_panels))
 
 
 def _spatial_of(arguments: argparse.Namespace, target: '_Target[V]') -> Outcome:
@@ -133,6 +139,7 @@ def _spatial_of(arguments: argparse.Namespace, target: '_Target[V]') -> Outcome:
     entry = Calibration(
         'ultrasound-spatial', parent, child, found.transform, found.covariance,
         f'{_TARGETS[arguments.target]}, RANSAC and robust least squares'
+        + (', phantom turned' if np.any(found.turn) else '')
         + ('' if spacing else ', spacing solved'),
         *dates(arguments), samples=seen, inliers=found.inliers,
         residual=target.typical(residual), held_out_error=target.typical(unseen),
@@ -163,13 +170,14 @@ def _point_views(path: Path, arguments: argparse.Namespace) -> tuple[PointViews,
     return PointViews(np.array(pixels), np.array(times), track), len(pictures)
 
 
-def _registered(arguments: argparse.Namespace) -> Transform:
-    """Return ``reference_T_phantom``."""
+def _registered(arguments: argparse.Namespace) -> tuple[Transform, Array | None]:
+    """Return ``reference_T_phantom``, and its covariance in the phantom's own axes if known."""
     if arguments.registration is None:
-        return read_transform(arguments.phantom, 'Phantom', arguments.reference)
+        return read_registration(arguments.phantom, arguments.reference)
     for item in calibration_file.load(arguments.registration, datetime.now(timezone.utc)):
         if item.kind == 'phantom':
-            return item.transform
+            own = np.kron(np.eye(2), item.transform[:3, :3])
+            return item.transform, own.T @ item.covariance @ own
     raise CalibrationError(f'{arguments.registration}: has no entry "phantom"; make it with '
                            '"hybrid-guidance calibrate phantom"')
 
@@ -210,7 +218,9 @@ def _spatial_lines(found: ProbeCalibration, target: str, residual: Array, unseen
         f'pixel spacing {spacing[0]:.5f} x {spacing[1]:.5f} mm',
         f'images late by {found.delay * MM:.1f} ± {found.delay_deviation * MM:.1f} ms',
         f'standard deviation {np.round(deviation[:3] * MM, 2).tolist()} mm, '
-        f'{np.round(np.rad2deg(deviation[3:]), 2).tolist()}° (blocks of time left out)',
+        f'{np.round(np.rad2deg(deviation[3:]), 2).tolist()}° (blocks of time left out'
+        f'{"" if target == "point" else "; error of the registration"})',
+        *(() if target == 'point' else (_turn_line(found),)),
         f'3-D error of images used: mean {residual.mean() * MM:.3f} mm, '
         f'sd {residual.std() * MM:.3f}, best 95 % {_best_95(residual):.3f}',
         f'3-D error held out: mean {unseen.mean() * MM:.3f} mm, median '
@@ -219,11 +229,23 @@ def _spatial_lines(found: ProbeCalibration, target: str, residual: Array, unseen
         'states)')
 
 
+def _turn_line(found: ProbeCalibration) -> str:
+    """Say how the wires lie against the registration of the phantom."""
+    if not np.any(found.turn):
+        return 'phantom as registered'
+    angles = np.round(np.rad2deg(found.turn), 1).tolist()
+    return (f'phantom turned by {np.rad2deg(np.linalg.norm(found.turn)):.1f}° ({angles} about its '
+            f'axes, {found.turn_sigmas:.0f} standard deviations) against its registration: parts '
+            f'left out are predicted to '
+            f'{found.left_out * MM:.3f} mm, as registered to {found.left_out_kept * MM:.3f} mm; '
+            'register it again, or forbid it with --keep-registration')
+
+
 def _wire_panels(found: ProbeCalibration, used: WireViews, residual: Array,
                  unseen: Array) -> tuple[Panel, ...]:
     top = float(max(residual.max(), unseen.max())) * MM
     outer, middle = used.pixels[:, :, ::2].reshape(-1, 2), used.pixels[:, :, 1].reshape(-1, 2)
-    expected, _ = used.crossings(found.delay)
+    expected, _ = used.crossings(found.delay, found.turn)
     side = (expected - found.points(used.pixels[:, :, 1])) @ found.transform[:3, :3] * MM
     seconds = used.times - used.times[0]
     return (

@@ -185,6 +185,7 @@ def solve_pose(beads: Points, pixels: Pixels, camera: Array, distortion: Array |
 def project(pose: Transform, beads: Points, camera: Array,
             distortion: Array | None = None) -> Pixels:
     """Return the (N, 2) pixels of beads under a pose ``optical_T_beads``."""
-    pixels, _ = cv2.projectPoints(beads, cv2.Rodrigues(pose[:3, :3])[0], pose[:3, 3], camera,
-                                  distortion)
+    # Not by a rotation vector: OpenCV takes one below 1e-5 for none, and its slope is lost.
+    pixels, _ = cv2.projectPoints(rigid.transform_points(pose, beads), np.zeros(3), np.zeros(3),
+                                  camera, distortion)
     return np.asarray(pixels[:, 0])

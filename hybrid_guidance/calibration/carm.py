@@ -6,6 +6,7 @@ distortion they deserve is decided by views left out.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import cv2
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from hybrid_guidance.calibration import gates
 from hybrid_guidance.calibration.beads import project, solve_pose
-from hybrid_guidance.calibration.solve import Solution, least_squares
+from hybrid_guidance.calibration.solve import Solution, jacobian, least_squares
 from hybrid_guidance.geometry import rigid
 from hybrid_guidance.geometry.types import Array, Pixels, Points, Transform
 from hybrid_guidance.imaging.geometry import CameraGeometry
@@ -26,6 +27,9 @@ _MODELS = {
     'k1, k2': _FLAGS | _NO_TANGENT}
 _MINIMUM_BEADS = 10
 _SPREAD = np.deg2rad(8.0)
+_POSE_SCALE = np.array([1e-3] * 3 + [1e-2] * 3)
+_LIST = ('check the list of beads, its order and unit, and the focal length given; beads must not '
+         'lie on one line')
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,8 @@ class CarmCalibration:
     Attributes:
         camera: intrinsics.
         poses: (V, 4, 4) ``optical_T_phantom`` of every view.
-        covariance: (6, 6) of the first view's pose, in optical axes.
+        covariance: (6, 6) of the first view's pose, in optical axes; what the intrinsics are not
+            known by is in it.
         focal_deviation: px, standard deviation of the focal length.
         model: of the distortion.
         errors: (N,) px at every bead used.
@@ -89,7 +94,7 @@ def calibrate_carm(views: Sequence[BeadView], size: tuple[int, int], focal: floa
     samples = sum(len(view.beads) for view in views)
     kept = _without_outliers(views, size, start)
     inliers = sum(len(view.beads) for view in kept)
-    gates.require_inliers(inliers, samples, 0.7, 'beads')
+    gates.require_inliers(inliers, samples, 0.7, 'beads', _LIST)
     errors = {model: _held_out(kept, size, start, flags) for model, flags in _MODELS.items()}
     # A richer model must earn its place.
     model = 'none'
@@ -97,12 +102,15 @@ def calibrate_carm(views: Sequence[BeadView], size: tuple[int, int], focal: floa
         model = richer if errors[richer] < 0.97 * errors[model] else model
     gates.require_held_out(errors[model], limit, 'px', (
         'check the list of beads and their order, keep the phantom still during each exposure'))
-    camera, distortion, poses, deviation = _adjust(kept, size, start, _MODELS[model])
+    camera, distortion, poses = _adjust(kept, size, start, _MODELS[model])
+    deviation, covariance = _uncertainty(kept, poses, camera, distortion,
+                                         list(_MODELS).index(model))
     gates.require_rotation_spread(poses[:, :3, :3].swapaxes(1, 2), _SPREAD,
                                   'the phantom in the views', axes=1)
     if deviation > 0.01 * camera[0, 0]:
         raise gates.GateError(
-            f'the focal length is known to {deviation / camera[0, 0]:.1%} only, 1 % is needed: '
+            f'the focal length is known to {min(deviation / camera[0, 0], 1.0):.1%} only, 1 % is '
+            'needed: '
             'focal length and distance are not told apart; tilt the phantom by 20° and more, and '
             'use beads at different depths')
     left = np.concatenate([np.linalg.norm(project(pose, view.beads, camera, distortion)
@@ -112,7 +120,6 @@ def calibrate_carm(views: Sequence[BeadView], size: tuple[int, int], focal: floa
         (float(camera[0, 0]), float(camera[1, 1])), (float(camera[0, 2]), float(camera[1, 2])),
         (float(distortion[0]), float(distortion[1]), float(distortion[2]), float(distortion[3]),
          float(distortion[4])), size)
-    covariance = _pose_solution(poses[0], kept[0], camera, distortion).covariance
     return CarmCalibration(geometry, poses, covariance, deviation, model, left, errors[model],
                            samples, inliers)
 
@@ -122,7 +129,7 @@ def _without_outliers(views: Sequence[BeadView], size: tuple[int, int],
     """Drop beads that all others contradict, worst first: matched wrongly, or hidden."""
     kept = [BeadView(*_agreeing(view, start)) for view in views]
     for _ in range(4):
-        camera, distortion, poses, _ = _adjust(kept, size, start, _MODELS['k1'])
+        camera, distortion, poses = _adjust(kept, size, start, _MODELS['k1'])
         errors = [np.linalg.norm(project(pose, view.beads, camera, distortion) - view.pixels,
                                  axis=1) for pose, view in zip(poses, kept, strict=True)]
         limit = max(4.0 * 1.2 * float(np.median(np.concatenate(errors))), 0.3)
@@ -157,15 +164,60 @@ def _consistent(view: BeadView, camera: Array, distortion: Array | None,
 
 
 def _adjust(views: Sequence[BeadView], size: tuple[int, int], start: Array,
-            flags: int) -> tuple[Array, Array, Array, float]:
-    """Return camera, distortion, poses and the focal length's standard deviation."""
-    _, camera, distortion, turns, shifts, deviations, _, _ = cv2.calibrateCameraExtended(
+            flags: int) -> tuple[Array, Array, Array]:
+    """Return camera, distortion and poses."""
+    _, camera, distortion, turns, shifts = cv2.calibrateCamera(
         [view.beads.astype(np.float32) for view in views],
         [view.pixels.astype(np.float32) for view in views], size, start.copy(), np.zeros(5),
         flags=flags)
     poses = np.array([rigid.transform(cv2.Rodrigues(turn)[0], shift[:, 0])
                       for turn, shift in zip(turns, shifts, strict=True)])
-    return camera, distortion.ravel()[:5], poses, float(deviations.ravel()[:2].max())
+    return camera, distortion.ravel()[:5], poses
+
+
+def _uncertainty(views: Sequence[BeadView], poses: Array, camera: Array, distortion: Array,
+                 lens: int) -> tuple[float, Array]:
+    """Return the focal length's standard deviation in px and the (6, 6) of the first pose.
+
+    Each view's pose is eliminated (Schur complement), so that what a pose can hide of the
+    intrinsics counts as not known. OpenCV's own deviations come from a pseudo-inverse: of a focal
+    length that is not determined at all they say zero.
+
+    Args:
+        views: beads used.
+        poses: (V, 4, 4) of them.
+        camera: (3, 3) intrinsics.
+        distortion: (5,) of OpenCV.
+        lens: radial coefficients that were free.
+    """
+    scale = np.array([0.01 * camera[0, 0], 10.0, 10.0, *[0.1] * lens])
+    normal, freedom, squares = np.zeros((len(scale), len(scale))), -len(scale), 0.0
+    poses_alone, pulls = [], []
+    for view, pose in zip(views, poses, strict=True):
+        at = partial(_seen, view, pose, camera, distortion)
+        by_camera = jacobian(partial(at, offset=np.zeros(6)), np.zeros(len(scale)), scale)
+        by_pose = jacobian(partial(at, np.zeros(3)), np.zeros(6), _POSE_SCALE)
+        poses_alone.append(np.linalg.pinv(by_pose.T @ by_pose))
+        pulls.append(poses_alone[-1] @ by_pose.T @ by_camera)
+        normal += by_camera.T @ (by_camera - by_pose @ pulls[-1])
+        freedom += 2 * len(view.beads) - 6
+        squares += float(np.sum((at(np.zeros(3), np.zeros(6)) - view.pixels.ravel())**2))
+    values, axes = np.linalg.eigh(normal)
+    variance = squares / max(freedom, 1)
+    intrinsics = variance * axes @ np.diag(1.0 / np.maximum(values, 1e-9)) @ axes.T
+    covariance = variance * poses_alone[0] + pulls[0] @ intrinsics @ pulls[0].T
+    return (float(np.sqrt(intrinsics[0, 0])) * scale[0],
+            np.asarray(covariance * np.outer(_POSE_SCALE, _POSE_SCALE)))
+
+
+def _seen(view: BeadView, pose: Transform, camera: Array, distortion: Array, more: Array,
+          offset: Array) -> Array:
+    """Return (2N,) px of beads with focal length, centre, coefficients and pose a little off."""
+    matrix, lens = camera.copy(), distortion.copy()
+    matrix[[0, 1], [0, 1]] += more[0]
+    matrix[:2, 2] += more[1:3]
+    lens[:len(more) - 3] += more[3:]
+    return project(rigid.perturbed(pose, offset), view.beads, matrix, lens).ravel()
 
 
 def _held_out(views: Sequence[BeadView], size: tuple[int, int], start: Array, flags: int) -> float:
@@ -173,7 +225,7 @@ def _held_out(views: Sequence[BeadView], size: tuple[int, int], start: Array, fl
     squares = []
     for number, view in enumerate(views):
         others = [other for index, other in enumerate(views) if index != number]
-        camera, distortion, _, _ = _adjust(others, size, start, flags)
+        camera, distortion, _ = _adjust(others, size, start, flags)
         for half in range(2):
             pose_from, tested = (np.arange(len(view.beads)) % 2 == side
                                  for side in (half, 1 - half))
@@ -191,7 +243,7 @@ def _pose_solution(pose: Transform, view: BeadView, camera: Array,
     """Adjust a pose in px; the parameters are an offset in optical axes."""
     return least_squares(lambda x: (project(rigid.perturbed(pose, x), view.beads, camera,
                                             distortion) - view.pixels).ravel(),
-                         np.zeros(6), np.array([1e-3] * 3 + [1e-2] * 3))
+                         np.zeros(6), _POSE_SCALE)
 
 
 @dataclass(frozen=True)
@@ -238,14 +290,14 @@ def locate_probe(view: BeadView, camera: Array, *, distortion: Array | None = No
     gates.require_samples(len(view.beads), 7, 'beads of the probe')
     samples = len(view.beads)
     index = _consistent(view, camera, distortion, 3.0)
-    gates.require_inliers(len(index), samples, 0.6, 'beads')
+    gates.require_inliers(len(index), samples, 0.6, 'beads', _LIST)
     gates.require_samples(len(index), 7, 'beads of the probe that agree')
     used = BeadView(view.beads[index], view.pixels[index])
     pose = solve_pose(used.beads, used.pixels, camera, distortion)
     if pose is None:
         raise gates.GateError('the beads give no pose; check their list and take another view')
     pose, used, solution = _trimmed(pose, used, camera, distortion)
-    gates.require_conditioned(solution, 3000.0, (
+    gates.require_conditioned(solution, 1000.0, (
         'the position across the beam', 'the position across the beam',
         'the position along the beam', *('the tilt of the probe',) * 3), (
         'use beads that do not lie in one plane, or take another view'))

@@ -27,12 +27,23 @@ def require_samples(count: int, needed: int, what: str) -> None:
                         'and keep everything in view')
 
 
-def require_inliers(inliers: int, samples: int, share: float, what: str) -> None:
-    """Refuse where most samples contradict one another."""
+_LOOSE = ('look for a loose marker, a moved phantom or a tracker losing sight, and record again')
+
+
+def require_inliers(inliers: int, samples: int, share: float, what: str,
+                    cure: str = _LOOSE) -> None:
+    """Refuse where most samples contradict one another.
+
+    Args:
+        inliers: samples that agree.
+        samples: of all.
+        share: that must agree.
+        what: plural of a sample.
+        cure: what to do.
+    """
     if inliers < share * samples:
         raise GateError(f'only {inliers} of {samples} {what} agree, at least {share:.0%} must; '
-                        'look for a loose marker, a moved phantom or a tracker losing sight, '
-                        'and record again')
+                        f'{cure}')
 
 
 def require_rotation_spread(rotations: Array, least: float, moved: str,

@@ -200,12 +200,12 @@ def _errors(path: Path, root: ElementTree.Element,
     """Return held-out error and residual in metres, where the file states them."""
     statistics = next(root.iter('ReprojectionError3DStatistics'), None)
     if statistics is not None:
-        return (_length(path, statistics, 'ValidationMeanMm'),
-                _length(path, statistics, 'CalibrationMeanMm'))
-    return None, _length(path, element, 'Error')
+        return (read_length(path, statistics, 'ValidationMeanMm'),
+                read_length(path, statistics, 'CalibrationMeanMm'))
+    return None, read_length(path, element, 'Error')
 
 
-def _length(path: Path, element: ElementTree.Element, attribute: str) -> float | None:
+def read_length(path: Path, element: ElementTree.Element, attribute: str) -> float | None:
     """Return an attribute in millimetres as metres; None where there is none."""
     text_mm = element.get(attribute)
     if text_mm is None:

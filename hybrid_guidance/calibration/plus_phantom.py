@@ -6,8 +6,14 @@ from xml.etree import ElementTree
 import numpy as np
 
 from hybrid_guidance.calibration.file import CalibrationError
-from hybrid_guidance.calibration.plus import parse, read_matrix, transform_elements
+from hybrid_guidance.calibration.plus import (
+    parse,
+    read_length,
+    read_matrix,
+    transform_elements,
+)
 from hybrid_guidance.calibration.wires import WirePhantom
+from hybrid_guidance.geometry import rigid
 from hybrid_guidance.geometry.types import Array, Points, Transform
 
 
@@ -63,6 +69,33 @@ def read_transform(path: str | Path, source: str, target: str) -> Transform:
     matrix[:3, :3] = left @ right
     matrix[:3, 3] *= 1e-3
     return matrix
+
+
+def read_registration(path: str | Path, reference: str) -> tuple[Transform, Array | None]:
+    """Return ``reference_T_phantom`` and what it is not known by.
+
+    Returns:
+        (4, 4) metres, and (6, 6) m² and rad² in the phantom's own axes: the error that the file
+        states, along each axis at the middle of the landmarks, and as an angle at their distance
+        from it. None where it states none.
+
+    Raises:
+        CalibrationError: not there, not rigid, or an error that is none.
+    """
+    path = Path(path)
+    transform = read_transform(path, 'Phantom', reference)
+    element = next(transform_elements(parse(path), 'Phantom', reference))
+    error = read_length(path, element, 'Error')
+    if not error:
+        return transform, None
+    _, landmarks = read_landmarks(path)
+    middle = landmarks.mean(axis=0)
+    radius = float(np.sqrt(np.mean(np.sum((landmarks - middle)**2, axis=1))))
+    # A turn about the middle moves the phantom's origin.
+    lever = np.eye(6)
+    lever[:3, 3:] = rigid.skew(middle)
+    return transform, np.asarray(lever @ np.diag([error**2] * 3 + [(error / radius)**2] * 3)
+                                 @ lever.T)
 
 
 def read_face(path: str | Path) -> tuple[float, float] | None:

@@ -36,7 +36,8 @@ class Solution:
 
 
 def least_squares(function: Callable[[Array], Array], start: Array, scale: Array, *,
-                  group: int = 1, robust: bool = False, iterations: int = 40) -> Solution:
+                  group: int = 1, robust: bool = False, prior: Array | None = None,
+                  iterations: int = 40) -> Solution:
     """Minimise a sum of squares.
 
     Args:
@@ -45,24 +46,26 @@ def least_squares(function: Callable[[Array], Array], start: Array, scale: Array
         scale: (P,) typical size of a change of each parameter.
         group: residuals that belong to one observation, and are weighted together.
         robust: whether observations far off lose their weight (Tukey).
+        prior: (P,) residuals per unit of each parameter's change that hold it to zero.
         iterations: at most.
     """
     x, scale = np.array(start, dtype=float), np.asarray(scale, dtype=float)
+    held = np.zeros_like(x) if prior is None else (prior * scale) ** 2
     residuals = function(x)
     weights = np.ones_like(residuals)
     damping = 1e-4
     for _ in range(iterations):
         if robust:
             weights = tukey_weights(residuals, group)
-        jacobian = _jacobian(function, x, scale)
-        normal = jacobian.T @ (weights[:, None] * jacobian)
-        gradient = jacobian.T @ (weights * residuals)
-        cost = float(weights @ residuals**2)
+        slopes = jacobian(function, x, scale)
+        normal = slopes.T @ (weights[:, None] * slopes) + np.diag(held)
+        gradient = slopes.T @ (weights * residuals) + held * x / scale
+        cost = float(weights @ residuals**2 + held @ (x / scale) ** 2)
         step = np.zeros_like(x)
         for _ in range(12):
             step = -_solve(normal + damping * np.diag(np.diag(normal) + 1e-12), gradient)
             trial = function(x + step * scale)
-            if float(weights @ trial**2) <= cost:
+            if float(weights @ trial**2 + held @ (x / scale + step) ** 2) <= cost:
                 damping = max(damping * 0.1, 1e-12)
                 break
             damping *= 10.0
@@ -71,13 +74,13 @@ def least_squares(function: Callable[[Array], Array], start: Array, scale: Array
         x, residuals = x + step * scale, trial
         if float(np.abs(step).max()) < 1e-7:
             break
-    return _solution(function, x, scale, residuals, weights)
+    return _solution(jacobian(function, x, scale), x, scale, residuals, weights, held)
 
 
-def _solution(function: Callable[[Array], Array], x: Array, scale: Array, residuals: Array,
-              weights: Array) -> Solution:
-    jacobian = np.sqrt(weights)[:, None] * _jacobian(function, x, scale)
-    _, singular, right = np.linalg.svd(jacobian, full_matrices=False)
+def _solution(slopes: Array, x: Array, scale: Array, residuals: Array, weights: Array,
+              held: Array) -> Solution:
+    rows = np.concatenate([np.sqrt(weights)[:, None] * slopes, np.diag(np.sqrt(held))])
+    _, singular, right = np.linalg.svd(rows, full_matrices=False)
     freedom = max(float(weights.sum()) - len(x), 1.0)
     variance = float(weights @ residuals**2) / freedom
     inverse = right.T @ np.diag(1.0 / np.maximum(singular, 1e-12) ** 2) @ right
@@ -89,8 +92,8 @@ def _solve(normal: Array, gradient: Array) -> Array:
     return np.asarray(np.linalg.lstsq(normal, gradient, rcond=None)[0])
 
 
-def _jacobian(function: Callable[[Array], Array], x: Array, scale: Array) -> Array:
-    """Return the (N, P) central differences, by scaled parameters."""
+def jacobian(function: Callable[[Array], Array], x: Array, scale: Array) -> Array:
+    """Return the (N, P) central differences, by parameters in units of ``scale``."""
     columns = []
     for index, size in enumerate(scale):
         step = np.zeros_like(x)

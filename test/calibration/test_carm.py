@@ -43,6 +43,27 @@ def test_intrinsics_and_distortion_are_found_among_wrong_matches() -> None:
     assert found.inliers < found.samples
 
 
+def test_focal_length_and_first_pose_are_as_well_known_as_is_said() -> None:
+    """NEES inside its 95 % band; without the focal length's share of the depth it is far out."""
+    focal, nees = [], []
+    for seed in range(12):
+        random, beads = np.random.default_rng(seed), phantom()
+        poses = [rigid.transform(rigid.rotation_from_vector(random.normal(0.0, 0.35, 3)),
+                                 np.array([*random.normal(0.0, 0.005, 2), 0.75]))
+                 for _ in range(6)]
+        found = calibrate_carm([BeadView(beads, bead_pixels(
+            random, beads, pose, CAMERA, Errors(pixel=0.1, outliers=0.0), DISTORTION))
+            for pose in poses], SIZE, 5400.0)
+        offset = np.concatenate([
+            found.poses[0][:3, 3] - poses[0][:3, 3],
+            rigid.vector_from_rotation(found.poses[0][:3, :3] @ poses[0][:3, :3].T)])
+        nees.append(offset @ np.linalg.solve(found.covariance, offset))
+        focal.append((found.camera.focal[0] - 5400.0) / found.focal_deviation)
+    half = 1.96 * np.sqrt(2.0 * 6.0 / len(nees))
+    assert 6.0 - half < np.mean(nees) < 6.0 + half
+    assert 0.7 < np.sqrt(np.mean(np.square(focal))) < 1.35
+
+
 def test_views_from_one_side_do_not_tell_focal_length_from_distance() -> None:
     with pytest.raises(GateError, match=r'turned too little|tilt the phantom'):
         calibrate_carm(views(3, tilt=0.01), SIZE, 5400.0)
@@ -103,6 +124,14 @@ def test_covariance_of_a_probe_is_honest_across_and_along_the_beam() -> None:
     along = np.array([offset[2]**2 / covariance[2, 2] for offset, covariance in found])
     assert 0.6 < along.mean() < 1.6
     assert all(covariance[2, 2] > 4.0 * covariance[0, 0] for _, covariance in found)
+
+
+def test_a_probe_that_stands_just_as_the_c_arm_is_located_like_any_other() -> None:
+    beads = scatter_beads(np.random.default_rng(3), 12, np.full(3, 0.05), 0.006)
+    pose = rigid.transform(np.eye(3), np.array([0.01, 0.0, 0.7]))
+    found = locate_probe(BeadView(beads, bead_pixels(
+        np.random.default_rng(3), beads, pose, CAMERA, Errors(pixel=0.0, outliers=0.0))), CAMERA)
+    np.testing.assert_allclose(found.transform, pose, atol=1e-6)
 
 
 def test_few_beads_of_a_probe_are_refused() -> None:

@@ -65,6 +65,47 @@ def test_a_given_scale_stays() -> None:
     assert found.delay == 0.0
 
 
+def test_a_turned_registration_is_found_and_only_a_turned_one() -> None:
+    views, held = recorded(12), recorded(13, 15.0, Errors(outliers=0.0))
+    middle = phantom().wires.reshape(-1, 3).mean(axis=0)
+    turn = np.deg2rad([0.3, -0.4, 1.5])
+    rotation = rigid.rotation_from_vector(turn)
+    wrong = rigid.transform(rotation, middle - rotation @ middle)
+
+    def misregistered(right: WireViews) -> WireViews:
+        return replace(right, track=Track(right.track.times, right.track.poses @ wrong))
+    found = calibrate_wires(misregistered(views), ORIGIN, solve_delay=False)
+    np.testing.assert_allclose(found.turn, -turn, atol=np.deg2rad(0.5))
+    kept = calibrate_wires(misregistered(views), ORIGIN, turn=False, solve_delay=False)
+    assert off_truth(found) < 0.6 * off_truth(kept)
+    assert wire_errors(found, misregistered(held)).mean() < 0.6e-3
+    assert found.left_out_kept == kept.left_out
+    assert not np.any(calibrate_wires(views, ORIGIN, solve_delay=False).turn)
+
+
+def test_a_registration_that_is_turned_very_much_is_refused() -> None:
+    views, middle = recorded(15, 15.0), phantom().wires.reshape(-1, 3).mean(axis=0)
+    rotation = rigid.rotation_from_vector(np.deg2rad([0.0, 0.0, 6.0]))
+    wrong = rigid.transform(rotation, middle - rotation @ middle)
+    with pytest.raises(GateError, match=r'turned by [4-7]\.\d° .* register the phantom again'):
+        calibrate_wires(replace(views, track=Track(
+            views.track.times, views.track.poses @ wrong)), ORIGIN, solve_delay=False)
+
+
+def test_what_the_registration_is_not_known_by_goes_into_the_covariance() -> None:
+    views = recorded(14, 15.0)
+    plain, told = (calibrate_wires(views, ORIGIN, turn=False, registration=known,
+                                    solve_delay=False)
+                   for known in (None, np.diag([1e-6, 0.0, 0.0, 0.0, 0.0, 0.0])))
+    shift = rigid.transform(translation=np.array([1e-3, 0.0, 0.0]))
+    moved = calibrate_wires(replace(views, track=Track(
+        views.track.times, views.track.poses @ shift)), ORIGIN, turn=False, solve_delay=False)
+    offset = moved.transform[:3, 3] - plain.transform[:3, 3]
+    assert 0.7e-3 < np.linalg.norm(offset) < 1.2e-3
+    np.testing.assert_allclose(told.covariance[:3, :3] - plain.covariance[:3, :3],
+                               np.outer(offset, offset), atol=0.1e-6)
+
+
 def test_a_probe_held_still_is_refused_and_told_how_to_turn() -> None:
     views = recorded(3, 15.0, Errors(outliers=0.0, rotation=0.0))
     middle = views.track.poses[0]

@@ -88,6 +88,7 @@ _LIVE = {
     'phantom': _Live(('recording',), (('reference', 'marker'),)),
     'hand-eye': _Live(('recording',), (('base', 'flange'), ('eye', 'target'))),
     'carm': _Live(('images',), sensor='fluoroscopy'),
+    'fluoroscopy-ultrasound': _Live(('image',), sensor='fluoroscopy'),
 }
 _KINDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None],
                         Callable[[argparse.Namespace], Outcome], str]] = {

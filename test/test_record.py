@@ -268,6 +268,13 @@ def test_carm_from_live_xrays_of_a_phantom_that_is_moved_in_between(
     assert entry.camera is not None
     assert abs(entry.camera.focal[0] / 2700.0 - 1.0) < 0.01
     assert ' 0 images left out' not in (tmp_path / 'lab-carm.txt').read_text()
+    # The same beads for those of a probe: of the live images the first that shows them.
+    assert main(['calibrate', 'fluoroscopy-ultrasound', str(tmp_path / 'shot'), '--record', '1.5',
+                 '--beads', str(tmp_path / 'phantom.txt'), '--camera', str(output), '--radius', '4',
+                 '--output', str(output)]) == 0
+    probe = {item.kind: item for item in load(output, datetime.now(timezone.utc))}[
+        'fluoroscopy-ultrasound']
+    assert probe.transform[2, 3] == pytest.approx(0.75, abs=0.01)
 
 
 def test_wires_without_their_description_are_refused(

@@ -36,6 +36,7 @@ from hybrid_guidance.imaging.dicom import open_dicom
 from hybrid_guidance.imaging.geometry import CameraGeometry
 
 _MOST_VIEWS = 40
+_PLAIN = ('.png', '.tif', '.tiff', '.jpg', '.jpeg', '.bmp')
 
 
 def add_carm(parser: argparse.ArgumentParser) -> None:
@@ -66,13 +67,13 @@ def _beads(path: Path) -> Array:
     return np.asarray(beads * 1e-3)
 
 
-def _xrays(path: Path, topic: str = '') -> list[Image]:
+def _xrays(path: Path, topic: str) -> list[Image]:
     """Return the images of a file; of a recording at most ``_MOST_VIEWS``, spread over it."""
-    if topic and is_bag(path):
+    if is_bag(path):
         pictures = read_images(path, topic)
         chosen = np.linspace(0, len(pictures) - 1, min(len(pictures), _MOST_VIEWS)).round()
         return [pictures.read(int(index)) for index in chosen]
-    if path.suffix.lower() in ('.png', '.tif', '.tiff', '.jpg', '.jpeg', '.bmp'):
+    if path.suffix.lower() in _PLAIN:
         image = cv2.imread(str(path), cv2.IMREAD_ANYDEPTH | cv2.IMREAD_GRAYSCALE)
         if image is None:
             raise CalibrationError(f'{path}: is no image that can be read; check the path')
@@ -195,7 +196,8 @@ def _known_camera(path: Path) -> CameraGeometry | None:
 
 def add_probe(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``fluoroscopy-ultrasound``."""
-    files(parser, image='one X-ray image in which the beads on the probe are seen')
+    files(parser, image=('X-ray image with the beads on the probe (DICOM, PNG, TIFF or bag): of '
+                         'several the first in which they are found'))
     _add_beads(parser, 'millimetres in the frame of the probe')
     parser.add_argument('--camera', type=Path, metavar='FILE',
                         help='calibration file with the intrinsics (entry "carm"); DICOM images '
@@ -209,9 +211,8 @@ def add_probe(parser: argparse.ArgumentParser) -> None:
 def probe(arguments: argparse.Namespace) -> Outcome:
     """Find the probe in an X-ray image."""
     beads = _beads(arguments.beads)
-    image = _xrays(arguments.image)[0]
     camera, distortion = _intrinsics(arguments)
-    view = _bead_view(image, arguments.image, beads, camera, arguments.radius, distortion)
+    view = _first_view(arguments, beads, camera, distortion)
     deviation = arguments.focal_error * 0.01 * float(camera[0, 0])
     found = locate_probe(view, camera, distortion=distortion, focal_deviation=deviation,
                          centre_deviation=arguments.centre_error)
@@ -235,6 +236,19 @@ def probe(arguments: argparse.Namespace) -> Outcome:
             Series(np.arange(len(found.errors), dtype=float), found.errors),))))
 
 
+def _first_view(arguments: argparse.Namespace, beads: Array, camera: Array,
+                distortion: Array | None) -> BeadView:
+    """Return the first image in which the beads are found."""
+    images = _xrays(arguments.image, arguments.topic)
+    for number, image in enumerate(images, start=1):
+        try:
+            return _bead_view(image, arguments.image, beads, camera, arguments.radius, distortion)
+        except CalibrationError:
+            if number == len(images):
+                raise
+    raise CalibrationError(f'{arguments.image}: holds no image; record while the C-arm exposes')
+
+
 def _intrinsics(arguments: argparse.Namespace) -> tuple[Array, Array | None]:
     """Return (3, 3) intrinsics and (5,) distortion."""
     if arguments.camera is not None:
@@ -244,7 +258,7 @@ def _intrinsics(arguments: argparse.Namespace) -> tuple[Array, Array | None]:
                         np.array(item.camera.distortion))
         raise CalibrationError(f'{arguments.camera}: has no intrinsics; make them with '
                                '"hybrid-guidance calibrate carm"')
-    if arguments.image.suffix.lower() not in ('.png', '.tif', '.tiff', '.jpg', '.jpeg', '.bmp'):
+    if arguments.image.suffix.lower() not in _PLAIN and not is_bag(arguments.image):
         projection = open_dicom(arguments.image, 'fluoroscopy').projection
         if projection.is_calibrated:
             return projection.matrix[:, :3], None

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hybrid_guidance.calibrating import tools, ultrasound, xray
-from hybrid_guidance.calibrating.common import Outcome
+from hybrid_guidance.calibrating.common import Outcome, positive
 from hybrid_guidance.calibration import chart
 from hybrid_guidance.calibration import file as calibration_file
 from hybrid_guidance.calibration.file import CalibrationError
@@ -14,12 +14,16 @@ from hybrid_guidance.calibration.file import CalibrationError
 
 def add_parser(parser: argparse.ArgumentParser) -> None:
     """Add the kinds of calibration to the command line."""
+    parser.epilog = (
+        'In a new laboratory: pivot, phantom, ultrasound-temporal, ultrasound-spatial, then carm (or '
+        'gantry), all into one file. How to record for each: docs/calibration.md and '
+        '"hybrid-guidance calibrate KIND --help".')
     kinds = parser.add_subparsers(dest='kind', required=True, metavar='KIND')
     for name, (add, _, text) in _KINDS.items():
         kind = kinds.add_parser(name, help=text, description=text)
         add(kind)
         if name in _LIVE:
-            kind.add_argument('--record', type=float, metavar='SECONDS', help=(
+            kind.add_argument('--record', type=positive, metavar='SECONDS', help=(
                 'record from the running graph first: every recording named that does not exist '
                 'yet becomes a rosbag2 folder, then all is as with files'))
         if name in _LIVE and _LIVE[name].sensor:
@@ -28,7 +32,7 @@ def add_parser(parser: argparse.ArgumentParser) -> None:
                 'images, live and in a rosbag2 recording (default: %(default)s)'))
         kind.add_argument('--output', type=Path, default=Path('calibration.yaml'), metavar='FILE',
                           help='calibration file; other entries in it stay (default: %(default)s)')
-        kind.add_argument('--valid-for', type=float, default=365.0, metavar='DAYS',
+        kind.add_argument('--valid-for', type=positive, default=365.0, metavar='DAYS',
                           help='until it expires (default: %(default)g)')
 
 

@@ -79,6 +79,14 @@ def test_a_frame_that_is_not_in_the_recording_is_named_with_those_that_are(
     assert 'Pointer, Tracker: name them as there' in capsys.readouterr().err
 
 
+@pytest.mark.parametrize('option', ['--span nan', '--span -1', '--valid-for inf', '--record 0'])
+def test_a_number_that_makes_no_sense_is_refused_before_anything_is_done(
+        option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(['calibrate', 'ultrasound-temporal', 'none', *option.split()])
+    assert 'is not a number above zero' in capsys.readouterr().err
+
+
 def test_carm_then_probe_from_images(tmp_path: Path) -> None:
     random = np.random.default_rng(4)
     camera = np.array([[2700.0, 0.0, 262.0], [0.0, 2700.0, 250.0], [0.0, 0.0, 1.0]])

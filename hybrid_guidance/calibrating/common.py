@@ -59,6 +59,21 @@ def made_by(arguments: argparse.Namespace) -> str:
     return f'{who}, hybrid-guidance calibrate {arguments.kind}'
 
 
+def positive(text: str) -> float:
+    """Return the finite number above zero that an option was given.
+
+    Raises:
+        argparse.ArgumentTypeError: it is none.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = float('nan')
+    if not 0.0 < value < float('inf'):
+        raise argparse.ArgumentTypeError(f'{text} is not a number above zero')
+    return value
+
+
 def files(parser: argparse.ArgumentParser, **meaning: str) -> None:
     """Add arguments that name files: what each is for."""
     for name, text in meaning.items():

@@ -14,6 +14,7 @@ from hybrid_guidance.calibrating.common import (
     files,
     frames,
     made_by,
+    positive,
     track_in,
 )
 from hybrid_guidance.calibration import chart
@@ -127,7 +128,7 @@ def _tip(arguments: argparse.Namespace) -> Array:
 def add_hand_eye(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``hand-eye``."""
     files(parser, recording='poses of a robot whose sensor sees a fixed target (sequence or bag)')
-    parser.add_argument('--every', type=float, default=0.5, metavar='S',
+    parser.add_argument('--every', type=positive, default=0.5, metavar='S',
                         help='seconds between the poses taken (default: %(default)g)')
     frames(parser, base='Base', flange='Flange', eye='Eye', target='Target')
 

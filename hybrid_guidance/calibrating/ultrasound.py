@@ -18,6 +18,7 @@ from hybrid_guidance.calibrating.common import (
     frames,
     made_by,
     pictures_in,
+    positive,
     track_in,
 )
 from hybrid_guidance.calibration import chart
@@ -69,11 +70,11 @@ def add_spatial(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--origin', type=float, nargs=2, metavar=('U', 'V'),
                         help='pixel of the mid transducer face (default: that of the device set, '
                              'else the top centre)')
-    parser.add_argument('--spacing', type=float, nargs=2, metavar=('X', 'Y'),
+    parser.add_argument('--spacing', type=positive, nargs=2, metavar=('X', 'Y'),
                         help='mm per pixel, if known; solved otherwise')
     parser.add_argument('--no-delay', action='store_true', help=(
         'images and poses are in step, or were taken one by one standing still'))
-    parser.add_argument('--limit', type=float, default=1.0, metavar='MM',
+    parser.add_argument('--limit', type=positive, default=1.0, metavar='MM',
                         help='largest mean held-out error accepted (default: %(default)g)')
     frames(parser, probe='Probe', reference='Reference')
 
@@ -282,7 +283,7 @@ def add_temporal(parser: argparse.ArgumentParser) -> None:
         'recording of a probe moved up and down over a flat floor (sequence or bag)'))
     parser.add_argument('tracker', type=Path, nargs='?',
                         help='poses, if they are in a file of their own (sequence or bag)')
-    parser.add_argument('--span', type=float, default=0.5, metavar='S',
+    parser.add_argument('--span', type=positive, default=0.5, metavar='S',
                         help='largest delay looked for (default: %(default)g)')
     frames(parser, probe='Probe', reference='Reference')
 

@@ -1,6 +1,7 @@
 """``calibrate carm``, ``gantry`` and ``fluoroscopy-ultrasound``."""
 
 import argparse
+import warnings
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from hybrid_guidance.calibrating.common import (
     dates,
     files,
     made_by,
+    positive,
 )
 from hybrid_guidance.calibration import chart
 from hybrid_guidance.calibration import file as calibration_file
@@ -44,26 +46,29 @@ def add_carm(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('images', type=Path, nargs='+',
                         help='X-ray images of the bead phantom (DICOM, PNG, TIFF or bag)')
     _add_beads(parser, 'millimetres in the frame of the phantom')
-    parser.add_argument('--focal', type=float, required=True, metavar='PX', help=(
+    parser.add_argument('--focal', type=positive, required=True, metavar='PX', help=(
         'about: source to detector over pixel spacing'))
 
 
 def _add_beads(parser: argparse.ArgumentParser, where: str) -> None:
     parser.add_argument('--beads', type=Path, required=True, metavar='FILE',
                         help=f'text file, x y z of one bead a line, {where}')
-    parser.add_argument('--radius', type=float, default=5.0, metavar='PX',
+    parser.add_argument('--radius', type=positive, default=5.0, metavar='PX',
                         help='of the shadow of a bead (default: %(default)g)')
 
 
 def _beads(path: Path) -> Array:
     try:
-        beads = np.loadtxt(path, ndmin=2, delimiter=',' if ',' in path.read_text() else None)
+        with warnings.catch_warnings():
+            # That there is nothing in it is said below.
+            warnings.simplefilter('ignore')
+            beads = np.loadtxt(path, ndmin=2, delimiter=',' if ',' in path.read_text() else None)
     except (OSError, ValueError) as error:
         raise CalibrationError(f'{path}: is not a list of beads ({error}); write x y z in '
                                'millimetres, one bead a line') from error
-    if beads.shape[1] != 3 or not np.all(np.isfinite(beads)):
-        raise CalibrationError(f'{path}: {beads.shape[1]} numbers a line; write x y z in '
-                               'millimetres, one bead a line')
+    if not beads.size or beads.shape[1] != 3 or not np.all(np.isfinite(beads)):
+        what = f'{beads.shape[1]} numbers a line' if beads.size else 'holds no bead'
+        raise CalibrationError(f'{path}: {what}; write x y z in millimetres, one bead a line')
     return np.asarray(beads * 1e-3)
 
 

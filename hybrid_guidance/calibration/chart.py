@@ -144,8 +144,13 @@ def _plot(canvas: Image, points: Array, series: Series) -> None:
 
 def _legend(canvas: Image, panel: Panel) -> None:
     labelled = [series for series in panel.series if series.label]
+    # At the top or at the bottom, whichever hides less.
+    height = 19 * len(labelled) + 8
+    top, bottom = (int(np.count_nonzero(canvas[row:row + height, _WIDTH // 2:-_RIGHT - 3] < 200))
+                   for row in (_TOP + 2, _HEIGHT - _BOTTOM - 2 - height))
+    first = _TOP + 20 if top <= bottom else _HEIGHT - _BOTTOM - height + 12
     for number, series in enumerate(labelled):
-        row = _TOP + 20 + 19 * number
+        row = first + 19 * number
         (width, _), _ = cv2.getTextSize(series.label, _FONT, 0.45, 1)
         left = _WIDTH - _RIGHT - 30 - width
         cv2.rectangle(canvas, (left - 4, row - 13), (_WIDTH - _RIGHT - 3, row + 6),

@@ -71,11 +71,13 @@ def require_rotation_spread(rotations: Array, least: float, moved: str,
         poor = poor or [int(np.argmax(np.abs(directions[:, 3 - axes])))]
         needed = max(axes - (3 - len(poor)), 1)
         word = ' and its ' if needed >= len(poor) else ' or its '
-        missing = word.join(names[index] for index in sorted(poor))
+        missing = 'its ' + word.join(names[index] for index in sorted(poor)) + ' axis'
+        if 1 < needed < len(poor):
+            missing = f'two of its axes ({", ".join(names)})'
         raise GateError(
             f'{moved} turned too little: {np.rad2deg(spread[axes - 1]):.1f}° (standard deviation) '
             f'where {np.rad2deg(least):.0f}° are needed; the motion that is missing is rotation '
-            f'about its {missing} axis: record again and turn it that way')
+            f'about {missing}: record again and turn it that way')
     return np.asarray(np.sqrt(np.mean(vectors**2, axis=0)))
 
 

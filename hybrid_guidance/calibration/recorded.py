@@ -91,10 +91,16 @@ def track_of(recording: SequenceRecording, path: Path, parent: str, child: str) 
         if pose is not None:
             times.append(recording.start_time + frame.time)
             poses.append(pose)
-    if len(times) < 2:
-        names = sorted({name for pair in recording.pairs for name in pair})
+    names = sorted({name for pair in recording.pairs for name in pair})
+    if not names:
+        raise CalibrationError(f'{path}: no pose in it is OK and rigid; record again with the '
+                               'markers in view of the tracker')
+    if not times:
         raise CalibrationError(f'{path}: {child} is never seen together with {parent}; the file '
-                               f'has the frames {", ".join(names) or "none"}: name them as there')
+                               f'has the frames {", ".join(names)}: name them as there')
+    if len(times) < 2:
+        raise CalibrationError(f'{path}: {child} is seen together with {parent} at one time only; '
+                               'record for longer and keep both in view')
     return Track(np.array(times), np.array(poses))
 
 
@@ -210,7 +216,8 @@ def _messages(path: Path, topics: tuple[str, ...]) -> Iterator[tuple[str, str, A
                 yield (connection.topic, connection.msgtype,
                        reader.deserialize(data, connection.msgtype))
     except (AnyReaderError, OSError, ValueError, KeyError) as error:
-        raise CalibrationError(f'{path}: is not a rosbag2 recording that can be read ({error}); '
+        raise CalibrationError(f'{path}: is not a rosbag2 recording that can be read '
+                               f'({" ".join(str(error).split())[:300]}); '
                                'name the folder that "ros2 bag record" made') from error
 
 

@@ -240,6 +240,8 @@ def read_dataset(path: Path) -> Any:
         raise SourceError(f'{path}: is a folder; name one DICOM file in it')
     if not path.exists():
         raise SourceError(f'{path}: no such file; check the path')
+    if not path.is_file():
+        raise SourceError(f'{path}: is a device or a pipe, not a file; name a DICOM file')
     if path.stat().st_size > _MAXIMUM_FILE:
         raise SourceError(f'{path}: larger than {_MAXIMUM_FILE >> 30} GiB; cut the recording')
     with path.open('rb') as stream:

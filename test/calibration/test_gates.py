@@ -57,6 +57,13 @@ def about_z(count: int) -> Array:
                      for angle in np.linspace(-0.6, 0.6, count)])
 
 
+def test_a_pointer_that_does_not_turn_needs_two_axes() -> None:
+    poses = pivoting(rng(), 60, TIP, NONE)
+    poses[:, :3, :3] = poses[0, :3, :3]
+    with pytest.raises(GateError, match=r'about two of its axes \(x, y, z\): record again'):
+        calibrate_pivot(poses)
+
+
 def test_pivot_with_a_marker_that_jumps() -> None:
     poses = pivoting(rng(), 200, TIP, NONE)
     poses[::2, :3, 3] += rng(2).normal(0.0, 0.02, (100, 3))

@@ -15,8 +15,8 @@ from hybrid_guidance.calibration.file import CalibrationError
 def add_parser(parser: argparse.ArgumentParser) -> None:
     """Add the kinds of calibration to the command line."""
     parser.epilog = (
-        'In a new laboratory: pivot, phantom, ultrasound-temporal, ultrasound-spatial, then carm (or '
-        'gantry), all into one file. How to record for each: docs/calibration.md and '
+        'In a new laboratory: pivot, phantom, ultrasound-temporal, ultrasound-spatial, then carm '
+        '(or gantry), all into one file. How to record for each: docs/calibration.md and '
         '"hybrid-guidance calibrate KIND --help".')
     kinds = parser.add_subparsers(dest='kind', required=True, metavar='KIND')
     for name, (add, _, text) in _KINDS.items():

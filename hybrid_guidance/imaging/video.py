@@ -95,9 +95,10 @@ def parse_crop(text: str) -> tuple[int, int, int, int] | None:
     words = text.replace(',', ' ').split()
     if not words:
         return None
-    if len(words) != 4 or not all(word.isdigit() for word in words) or '0' in words[2:]:
+    numbers = [int(word) if word.isdecimal() and len(word) < 10 else -1 for word in words]
+    if len(numbers) != 4 or min(numbers) < 0 or 0 in numbers[2:]:
         raise SourceError(f'crop: "{text}" is not "left top width height" in pixels')
-    left, top, width, height = (int(word) for word in words)
+    left, top, width, height = numbers
     return left, top, width, height
 
 
@@ -105,7 +106,7 @@ def open_capture(name: str) -> Capture:
     """Open a device by its number or path, a network stream by its URL, or a video file."""
     if Path(name).is_file():
         return PacedFile(name)
-    return cv2.VideoCapture(int(name) if name.isdigit() else name)
+    return cv2.VideoCapture(int(name) if name.isdecimal() and len(name) < 6 else name)
 
 
 class PacedFile:
@@ -118,7 +119,8 @@ class PacedFile:
     def __init__(self, name: str) -> None:
         self._capture = cv2.VideoCapture(name)
         rate = float(self._capture.get(cv2.CAP_PROP_FPS))
-        self._period = 1.0 / rate if rate > 0.0 else 0.0
+        # A file that says less than a picture in ten seconds says nonsense.
+        self._period = 1.0 / rate if rate > 0.1 else 0.0
         self._due = time.monotonic()
 
     def isOpened(self) -> bool:

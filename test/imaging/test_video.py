@@ -54,7 +54,7 @@ def test_a_crop_outside_the_picture_is_refused_with_both_sizes(crop) -> None:
 def test_a_crop_is_four_numbers_or_nothing() -> None:
     assert parse_crop('') is None
     assert parse_crop('1, 2, 30 40') == (1, 2, 30, 40)
-    for text in ('1 2 3', '1 2 0 4', '1 2 3 -4', 'a b c d'):
+    for text in ('1 2 3', '1 2 0 4', '1 2 00 4', '1 2 3 -4', 'a b c d', '1 2 3 ²', '9' * 5000):
         with pytest.raises(SourceError, match='left top width height'):
             parse_crop(text)
 

@@ -215,7 +215,7 @@ def _spatial_lines(found: ProbeCalibration, target: str, residual: Array, unseen
     return (
         f'ultrasound_probe <- ultrasound_image from {_TARGETS[target]}',
         f'{target} found in {counts[1]} of {counts[0]} images used, {found.inliers} agree; in '
-        f'{counts[3]} of {counts[2]} held out',
+        f'{counts[3]} of {counts[2]} held out, {len(unseen)} of them with a pose at their time',
         f'pixel spacing {spacing[0]:.5f} x {spacing[1]:.5f} mm',
         f'images late by {found.delay * MM:.1f} ± {found.delay_deviation * MM:.1f} ms',
         f'standard deviation {np.round(deviation[:3] * MM, 2).tolist()} mm, '

@@ -46,8 +46,8 @@ ECHO_MM = (0.005, 2.0)
 SOURCE_MM = (200.0, 3000.0)
 """Millimetres that a detector or patient can be from the source: mini C-arms to chest stands."""
 
-PITCH_MM = (0.02, 2.0)
-"""Millimetres between pixels at a detector."""
+PITCH_MM = (0.02, 20.0)
+"""Millimetres between pixels at a detector, of pictures that were made much smaller, too."""
 
 ANGLES_DEG = {'PositionerPrimaryAngle': 180.0, 'PositionerSecondaryAngle': 90.0}
 """Largest angles either way (PS3.3 C.8.7.5.1.2)."""

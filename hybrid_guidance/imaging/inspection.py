@@ -19,7 +19,6 @@ from hybrid_guidance.imaging.dicom import (
     ECHO_MM,
     EXPORT,
     MODALITIES,
-    PITCH_MM,
     SOURCE_MM,
     DicomRecording,
     Gantry,
@@ -37,6 +36,7 @@ from hybrid_guidance.imaging.frame import SourceError
 
 Kind = Literal['missing', 'contradiction', 'assumed', 'note']
 
+_PITCH_MM = (0.05, 1.0)
 _SIDES = {'LAO': ('PositionerPrimaryAngle', 1.0), 'RAO': ('PositionerPrimaryAngle', -1.0),
           'CRA': ('PositionerSecondaryAngle', 1.0), 'CAU': ('PositionerSecondaryAngle', -1.0)}
 _TEXTS = ('SeriesDescription', 'ProtocolName', 'StudyDescription', 'ImageComments',
@@ -213,7 +213,7 @@ def _distances(dataset: Any) -> Iterable[Finding]:
 def _spacings(dataset: Any) -> Iterable[Finding]:
     imager = numbers_of(dataset, 'ImagerPixelSpacing', 2)
     pixel = numbers_of(dataset, 'PixelSpacing', 2)
-    if imager and not all(PITCH_MM[0] <= value <= PITCH_MM[1] for value in imager):
+    if imager and not all(_PITCH_MM[0] <= value <= _PITCH_MM[1] for value in imager):
         yield Finding('contradiction', f'pixel pitch of {imager} mm is not that of a detector',
                       'check its unit')
     if imager and min(imager) > 0 and abs(imager[0] / imager[1] - 1.0) > 0.01:

@@ -13,6 +13,8 @@ from hybrid_guidance.simulation.tissues import Tissue, table
 
 # OpenCV counts pixels of a picture in 16 bits.
 _MOST_ROWS = 32700
+# To either side of a place along x, y and z, in voxels: (3, 6, 1).
+_HALVES = 0.5 * np.concatenate([np.eye(3), -np.eye(3)]).T[:, :, None]
 
 
 @dataclass(frozen=True)
@@ -44,12 +46,12 @@ class Acoustics:
             Bone (0 to 1), scatter (dB), sheets (0 to 1), attenuation (dB/(cm·MHz)); air outside.
         """
         starts, ways = beams.along(patient_T_image)
-        ranges = beams.coarse.astype(np.float32)[:, None]
-        places = []
-        for axis, count in enumerate(self.shape[::-1]):
-            place = ranges * _float32(ways[axis] / self.spacing)
-            place += _float32((starts[axis] - self.origin[axis]) / self.spacing)
-            places.append(np.clip(place, 0.0, np.float32(count - 1.001), out=place))
+        ranges = np.stack([beams.coarse, np.ones(len(beams.coarse))], axis=-1)
+        lines = np.stack([ways.ravel(), (starts - self.origin[:, None]).ravel()]) / self.spacing
+        all_places, beam_count = _float32(ranges) @ _float32(lines), ways.shape[1]
+        places = [cv2.min(cv2.max(all_places[:, first:first + beam_count], 0.0), count - 1.001)
+                  for first, count in zip(range(0, 3 * beam_count, beam_count), self.shape[::-1],
+                                          strict=True)]
         bone, scatter, sheet, attenuation = (
             channel * np.float32(scale) for channel, scale in zip(
                 cv2.split(self._mixed(*places)), (1 / 255, 1 / 3, 1 / 255, 0.01), strict=True))
@@ -62,13 +64,12 @@ class Acoustics:
             return points
         places = (points - self.origin[:, None]) / self.spacing
         # Half a voxel to each side: no farther, or a voxel is all bone or none.
-        apart = 0.5 * np.concatenate([np.eye(3), -np.eye(3)])[:, :, None]
-        x, y, z = (np.clip(_float32(place), 0.0, np.float32(count - 1.001))
-                   for place, count in zip(np.moveaxis(places + apart, 1, 0), self.shape[::-1],
-                                           strict=True))
+        apart = places[:, None] + _HALVES
+        x, y, z = (cv2.min(cv2.max(_float32(place), 0.0), count - 1.001)
+                   for place, count in zip(apart, self.shape[::-1], strict=True))
         bone = self._mixed(x, y, z)[..., 0].astype(float)
         gradient = bone[:3] - bone[3:]
-        return np.asarray(gradient / np.maximum(np.linalg.norm(gradient, axis=0), 1e-6))
+        return np.asarray(gradient / np.maximum(np.sqrt((gradient**2).sum(axis=0)), 1e-6))
 
     def _mixed(self, x: Polar, y: Polar, z: Polar) -> NDArray[np.uint8]:
         """Return all channels at places in voxels, (rows, columns, 4)."""

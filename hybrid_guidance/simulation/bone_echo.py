@@ -88,10 +88,9 @@ class BoneEcho:
         square = np.maximum(x * way_x + y * way_y, 0.05)
         # A metre to the side the surface is so much farther: tangents of its slope.
         along, across = (y * way_x - x * way_y) / square, z / square
-        return Surface(above, columns, samples, square,
-                       np.clip(along * beams.pitch(ranges) / beams.step, -_STEEPEST, _STEEPEST),
-                       np.clip(across * self._scan.slice_width(ranges) / beams.step,
-                               -_STEEPEST, _STEEPEST))
+        falls = np.stack([along * beams.pitch(ranges), across * self._scan.slice_width(ranges)])
+        falls = np.minimum(np.maximum(falls / beams.step, -_STEEPEST), _STEEPEST)
+        return Surface(above, columns, samples, square, falls[0], falls[1])
 
     def add(self, surface: Surface, passed: Polar, scattered: tuple[Grains, Grains],
             parts: tuple[Polar, Polar]) -> None:
@@ -106,14 +105,18 @@ class BoneEcho:
         reach = len(parts[0]) - 2
         # What tissue just above lets through: the row of the surface already holds bone.
         through = passed[np.maximum(surface.above - 1, 0), surface.columns] / self._crest
-        mirror = np.clip(surface.samples + _ALONG[:, None] * surface.along, 0.0, reach)
+        mirror = _within(surface.samples + _ALONG[:, None] * surface.along, reach)
         _splat(parts[:1], mirror, surface.columns, [surface.level * through / len(_ALONG)])
         spread = np.hypot(0.29 * surface.along, surface.across)
-        rough = np.clip(surface.samples + _ACROSS[:, None] * spread, 0.0, reach)
+        rough = _within(surface.samples + _ACROSS[:, None] * spread, reach)
         weight = _ROUGH * surface.square * through / np.sqrt(len(_ACROSS))
         nearest = rough.astype(np.intp)
         _splat(parts, rough, surface.columns, [
             weight * (1.0 / 32.0) * grains[nearest, surface.columns] for grains in scattered])
+
+
+def _within(samples: Array, reach: int) -> Array:
+    return np.asarray(np.minimum(np.maximum(samples, 0.0), reach))
 
 
 def _splat(parts: Sequence[Polar], samples: Array, columns: NDArray[np.intp],

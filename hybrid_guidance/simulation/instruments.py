@@ -105,8 +105,8 @@ def bent(needle: Needle, curvature: float, inserted: float, pieces: int = 6) -> 
     poses[:, 0, 0], poses[:, 0, 2] = np.cos(chord), np.sin(chord)
     poses[:, 2, 0], poses[:, 2, 2] = -np.sin(chord), np.cos(chord)
     poses[:, :3, 3] = places[1:]
-    parts = [replace(needle, pose=pose, length=step, hub_length=0.0, glint=False)
-             for pose in needle.pose @ poses]
+    parts = [Needle(pose, needle.diameter, step, needle.bore, needle.hub_diameter, 0.0,
+                    needle.hub_steel, glint=False) for pose in needle.pose @ poses]
     outside = replace(needle, pose=needle.pose @ transform(translation=places[0]),
                       length=max(needle.length - inserted, 1e-6), glint=False)
     return (replace(parts[-1], glint=True), *parts[-2::-1], outside)

@@ -1,4 +1,4 @@
-"""Needles as the simulated images see them."""
+"""Needles and markers as the simulated images see them."""
 
 from dataclasses import dataclass, replace
 
@@ -42,6 +42,19 @@ class Needle:
     def at(self, pose: Transform) -> 'Needle':
         """Return the same needle at another (4, 4) patient_T_needle."""
         return replace(self, pose=pose)
+
+
+@dataclass(frozen=True)
+class Marker:
+    """A radiopaque ball of steel, as on the skin or in a phantom for calibration.
+
+    Attributes:
+        centre: (3,) metres, in ``patient``.
+        diameter: metres.
+    """
+
+    centre: Points
+    diameter: float = 0.002
 
 
 def needle_on_path(entry: Points, target: Points, depth: float, diameter: float,

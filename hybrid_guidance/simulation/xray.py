@@ -15,7 +15,7 @@ from hybrid_guidance.geometry.rigid import inverse, is_still, transform_points
 from hybrid_guidance.geometry.types import Array, Points, Transform
 from hybrid_guidance.simulation.anatomy import Grid, Patient
 from hybrid_guidance.simulation.injectate import Injectate
-from hybrid_guidance.simulation.instruments import Needle
+from hybrid_guidance.simulation.instruments import Marker, Needle
 from hybrid_guidance.simulation.tissues import WATER_LEVEL, density_table
 
 Picture = NDArray[np.float32]
@@ -135,18 +135,20 @@ class XrayRenderer:
         self._allocate()
 
     def render(self, patient_T_optical: Transform, needles: Sequence[Needle] = (),
-               fluids: Sequence[Injectate] = ()) -> NDArray[np.uint16]:
+               fluids: Sequence[Injectate] = (),
+               markers: Sequence[Marker] = ()) -> NDArray[np.uint16]:
         """Return one pulse.
 
         Args:
             patient_T_optical: (4, 4) pose of the X-ray source.
             needles: steel in the beam.
             fluids: contrast medium in the beam; fluid without iodine is taken for tissue.
+            markers: balls of steel in the beam.
 
         Returns:
             (H, W) uint16 detector counts, proportional to photons; the caller owns it.
         """
-        mean = self.expected(patient_T_optical, needles, fluids)
+        mean = self.expected(patient_T_optical, needles, fluids, markers)
         counts = np.empty(mean.shape, np.uint16)
         noise = self._noise() if self.technique.noise else None
         for first in range(0, len(mean), _STRIP):
@@ -164,7 +166,7 @@ class XrayRenderer:
         return np.asarray(counts, np.uint16)
 
     def expected(self, patient_T_optical: Transform, needles: Sequence[Needle] = (),
-                 fluids: Sequence[Injectate] = ()) -> Picture:
+                 fluids: Sequence[Injectate] = (), markers: Sequence[Marker] = ()) -> Picture:
         """Return the mean recorded photons per pixel, (H, W) float32, before noise.
 
         The array is reused by the next call.
@@ -177,7 +179,9 @@ class XrayRenderer:
                 self._mean[window] = self._still[window]
                 self._deviation[window] = self._still_deviation[window]
         shown = [fluid for fluid in fluids if fluid.iodine > 0.0]
-        self._dirty = list(self._insert(patient_T_optical, needles, shown))
+        steel = [part for needle in needles for part in _cylinders(needle)]
+        balls = [_Ball(marker.centre, marker.diameter / 2) for marker in markers]
+        self._dirty = list(self._insert(patient_T_optical, [*steel, *balls], shown))
         return self._mean
 
     def line_integrals(self, patient_T_optical: Transform) -> tuple[Picture, Picture]:
@@ -341,14 +345,14 @@ class XrayRenderer:
         wide = cv2.resize(wide, primary.shape[::-1], interpolation=cv2.INTER_LINEAR)
         return np.asarray(wide * (ratio * primary[body].mean() / wide[body].mean()), np.float32)
 
-    def _insert(self, patient_T_optical: Transform, needles: Sequence[Needle],
+    def _insert(self, patient_T_optical: Transform, steel: Sequence['_Solid'],
                 fluids: Sequence[Injectate]) -> Iterator[tuple[slice, slice]]:
-        """Put needles and contrast medium into the mean image, each only where it is."""
+        """Put steel and contrast medium into the mean image, each only where it is."""
         optical_T_patient = inverse(patient_T_optical)
         margin = int(np.ceil(4 * self._blur_pixels)) + 2
-        for window in _windows(self.projection, optical_T_patient, needles, fluids, margin):
+        for window in _windows(self.projection, optical_T_patient, steel, fluids, margin):
             primary = np.zeros([piece.stop - piece.start for piece in window], np.float32)
-            passed = self._passed(window, optical_T_patient, needles)
+            passed = self._passed(window, optical_T_patient, steel)
             for fluid in fluids:
                 iodine = self._fluid(window, optical_T_patient @ fluid.pose, fluid)
                 for share, attenuation in zip(passed, IODINE, strict=True):
@@ -376,17 +380,16 @@ class XrayRenderer:
         return np.asarray(cv2.remap(chords, *maps, cv2.INTER_LINEAR))
 
     def _passed(self, window: tuple[slice, slice], optical_T_patient: Transform,
-                needles: Sequence[Needle]) -> Picture:
+                steel: Sequence['_Solid']) -> Picture:
         """Return the share of each energy bin that steel lets through, (bins, h, w)."""
         shape = [piece.stop - piece.start for piece in window]
         passed = np.ones((len(STEEL), *shape), np.float32)
-        for needle in needles:
-            for part in _cylinders(needle):
-                rows, columns, chords = part.chords(window, self.projection, optical_T_patient)
-                if not len(rows):
-                    continue
-                for share, attenuation in zip(passed, STEEL, strict=True):
-                    share[rows, columns] *= cv2.exp(chords * np.float32(-attenuation)).mean(axis=0)
+        for solid in steel:
+            rows, columns, chords = solid.chords(window, self.projection, optical_T_patient)
+            if not len(rows):
+                continue
+            for share, attenuation in zip(passed, STEEL, strict=True):
+                share[rows, columns] *= cv2.exp(chords * np.float32(-attenuation)).mean(axis=0)
         return passed
 
 
@@ -596,6 +599,36 @@ class _Rays:
         return far
 
 
+@dataclass(frozen=True)
+class _Ball:
+    """A solid ball."""
+
+    centre: Points
+    radius: float
+
+    @property
+    def ends(self) -> Points:
+        return np.stack([self.centre, self.centre])
+
+    def chords(self, window: tuple[slice, slice], projection: Projection,
+               optical_T_patient: Transform) -> (
+            tuple[NDArray[np.int64], NDArray[np.int64], Picture]):
+        """Return what ``_Cylinder.chords`` does: a ray at d from the middle has 2 √(r² - d²)."""
+        rows, columns = _near(projection, window, transform_points(optical_T_patient, self.ends),
+                              self.radius)
+        first = np.array([[window[1].start], [window[0].start]])
+        matrix = projection.matrix
+        pixels = (np.stack([columns, rows]) + first)[:, None, :] + _subpixels(4)[:, :, None]
+        u, v = ((pixels[axis] - matrix[axis, 2]) / matrix[axis, axis] for axis in (0, 1))
+        x, y, z = transform_points(optical_T_patient, self.centre)
+        beside = (y - z * v) ** 2 + (z * u - x) ** 2 + (x * v - y * u) ** 2
+        square = self.radius**2 - beside / (1.0 + u * u + v * v)
+        return rows, columns, np.asarray(2.0 * np.sqrt(np.maximum(square, 0.0)), np.float32)
+
+
+_Solid = _Cylinder | _Ball
+
+
 def _bent(size: tuple[int, int], distortion: float) -> tuple[Picture, Picture] | None:
     """Return the columns and rows that each pixel of a distorted picture shows, or None.
 
@@ -680,21 +713,20 @@ def _bounds(projection: Projection, ends: Points, radius: float,
     return rows, columns
 
 
-def _windows(projection: Projection, optical_T_patient: Transform, needles: Sequence[Needle],
+def _windows(projection: Projection, optical_T_patient: Transform, steel: Sequence['_Solid'],
              fluids: Sequence[Injectate], margin: int) -> Iterator[tuple[slice, slice]]:
-    """Return boxes that hold all needles and fluids and do not overlap."""
+    """Return boxes that hold all steel and fluids and do not overlap."""
     boxes = []
     for fluid in fluids:
         middle = transform_points(optical_T_patient, np.stack([fluid.pose[:3, 3]] * 2))
         rows, columns = _bounds(projection, middle, fluid.reach, 2 * margin)
         if rows.start < rows.stop and columns.start < columns.stop:
             boxes.append((rows, columns))
-    for needle in needles:
-        for part in _cylinders(needle):
-            ends = transform_points(optical_T_patient, part.ends)
-            rows, columns = _bounds(projection, ends, part.radius, 2 * margin)
-            if rows.start < rows.stop and columns.start < columns.stop:
-                boxes.append((rows, columns))
+    for solid in steel:
+        ends = transform_points(optical_T_patient, solid.ends)
+        rows, columns = _bounds(projection, ends, solid.radius, 2 * margin)
+        if rows.start < rows.stop and columns.start < columns.stop:
+            boxes.append((rows, columns))
     yield from _merged(boxes)
 
 

@@ -596,7 +596,7 @@ class _Rays:
         far -= near
         np.maximum(far, 0.0, out=far)
         far *= self.lengths
-        return far
+        return np.asarray(far)
 
 
 @dataclass(frozen=True)

@@ -117,7 +117,7 @@ class XrayRenderer:
         self._size = (projection.width, projection.height)
         density = patient.density
         if density is None:
-            density = np.asarray(cv2.LUT(patient.labels, density_table()), np.uint8)
+            density = _densities(patient)
         self._soft = Stack(density, patient.grid)
         self._bone = Stack(patient.mineral, patient.grid)
         self._around = (None if patient.surround is None
@@ -489,6 +489,17 @@ class Stack:
                  + patient_T_optical[axis, 2])
         length = np.sqrt(1.0 + columns**2 + rows**2)
         return np.asarray(self._grid.spacing * length / np.abs(along), np.float32)
+
+
+def _densities(patient: Patient) -> NDArray[np.uint8]:
+    """Return the densities of a patient's tissues, less what the surround has of them already."""
+    density = np.asarray(cv2.LUT(patient.labels, density_table()), np.uint8)
+    if patient.surround is not None and patient.surround.left is not None:
+        z, y, x = patient.surround.left
+        flat = np.outer(y, x).astype(np.float32)
+        for layer, share in zip(density, z, strict=True):
+            cv2.multiply(layer, flat, dst=layer, scale=float(share), dtype=cv2.CV_8U)
+    return density
 
 
 def _upsampled(stack: Stack, matrix: Array, patient_T_optical: Transform,

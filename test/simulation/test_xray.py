@@ -115,6 +115,13 @@ def test_body_goes_on_without_a_seam_outside_the_voxels(patient: Patient) -> Non
     edge = int(511.5 + 3413.3 * 0.031 / 0.65) // 2
     strip = soft[200:280, edge - 60:edge + 60].mean(axis=0)
     assert np.max(np.abs(np.diff(strip))) < 0.003
+    # Nor is there a line along the upper face, 73 mm above the source, before bowel and muscle.
+    top = int(511.5 - 3413.3 * 0.073 / 0.6) // 2
+    columns = slice(int(511.5 - 3413.3 * 0.010 / 0.6) // 2, int(511.5) // 2)
+    across = soft[max(top - 40, 0):top + 60, columns].mean(axis=1)
+    rows = np.arange(len(across))
+    line = np.polyval(np.polyfit(rows, across, 2), rows)
+    assert np.max(np.abs(across - line)) < 0.003
 
 
 def empty(technique: Technique = CLEAN, seed: int = 0) -> XrayRenderer:

@@ -500,12 +500,14 @@ def _bone_slab(field: Field, spongy: Field, spacing: float, labels: Voxels, shee
 
 
 def _trabeculae(seed: int) -> Field:
-    """Return a (48, 48, 48) tile of mineral in spongy bone, in steps of 1/255."""
+    """Return a periodic (48, 48, 48) tile of mineral in spongy bone, in steps of 1/255."""
     noise = np.random.default_rng((seed, 1)).standard_normal((48, 48, 48)).astype(np.float32)
+    # OpenCV does not blur round a period, so blur more than one.
+    noise = np.pad(noise, 8, mode='wrap')
     noise = np.stack([cv2.GaussianBlur(layer, (0, 0), 0.9) for layer in noise])
     # Trabeculae stand upright.
-    upright = cv2.GaussianBlur(noise.reshape(48, -1), (1, 13), sigmaX=1.0, sigmaY=2.0)
-    noise = upright.reshape(noise.shape)
+    upright = cv2.GaussianBlur(noise.reshape(len(noise), -1), (1, 13), sigmaX=1.0, sigmaY=2.0)
+    noise = upright.reshape(noise.shape)[8:-8, 8:-8, 8:-8]
     return np.asarray(np.clip(44.0 + 26.0 * noise / noise.std(), 10.0, 120.0), np.float32)
 
 

@@ -14,6 +14,7 @@ from hybrid_guidance.simulation.anatomy import (
     AnatomyError,
     Grid,
     Patient,
+    _trabeculae,
     build_patient,
     build_structures,
 )
@@ -266,3 +267,11 @@ def test_the_field_of_bone_never_tells_more_than_the_distance_to_its_surface(nam
     assert told.sum() > 500
     # Points of a surface are further than the surface, at most half an edge's diagonal beside it.
     assert (field - exact)[told].max() < 0.0001
+
+
+def test_spongy_bone_has_no_seam_where_its_tile_repeats() -> None:
+    tile = _trabeculae(3)
+    for axis in range(3):
+        layers = np.moveaxis(tile, axis, 0)
+        within = np.abs(np.diff(layers, axis=0)).mean()
+        assert np.abs(layers[0] - layers[-1]).mean() < 1.2 * within

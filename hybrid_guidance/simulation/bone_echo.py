@@ -59,21 +59,21 @@ class BoneEcho:
     """How one probe sees the surface of bone.
 
     Args:
-        acoustics: of the patient.
         beams: where samples lie.
         scan: thickness of the slice.
         speckle: the scatterers that roughness consists of.
     """
 
-    def __init__(self, acoustics: Acoustics, beams: Beams, scan: Scan, speckle: Speckle) -> None:
-        self._acoustics, self._beams, self._scan = acoustics, beams, scan
+    def __init__(self, beams: Beams, scan: Scan, speckle: Speckle) -> None:
+        self._beams, self._scan = beams, scan
         self._crest = speckle.crest
 
-    def surface(self, patient_T_image: Transform, bone: Polar) -> Surface:
+    def surface(self, patient_T_image: Transform, acoustics: Acoustics, bone: Polar) -> Surface:
         """Find where beams enter bone: between two coarse rows, half of a voxel's place is bone.
 
         Args:
             patient_T_image: (4, 4) pose of the slice.
+            acoustics: of the patient.
             bone: (rows, beams) 0 to 1.
         """
         beams, inside = self._beams, bone >= 0.5
@@ -82,7 +82,7 @@ class BoneEcho:
         samples = COARSE * (above + (0.5 - low) / (high - low)) + (COARSE - 1) / 2
         starts, ways = beams.along(patient_T_image)
         ranges = beams.step * samples
-        normals = self._acoustics.into_bone(starts[:, columns] + ranges * ways[:, columns])
+        normals = acoustics.into_bone(starts[:, columns] + ranges * ways[:, columns])
         x, y, z = patient_T_image[:3, :3].T @ normals
         way_x, way_y = beams.ways[columns].T
         square = np.maximum(x * way_x + y * way_y, 0.05)

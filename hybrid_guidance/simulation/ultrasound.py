@@ -14,7 +14,7 @@ from hybrid_guidance.geometry.projection import Projection
 from hybrid_guidance.geometry.rigid import inverse, is_still
 from hybrid_guidance.geometry.types import Transform
 from hybrid_guidance.procedure import Probe
-from hybrid_guidance.simulation.acoustics import make_acoustics
+from hybrid_guidance.simulation.acoustics import Acoustics, make_acoustics
 from hybrid_guidance.simulation.anatomy import Patient
 from hybrid_guidance.simulation.beams import COARSE, Beams, Polar, Scan, summed_down
 from hybrid_guidance.simulation.bone_echo import BoneEcho, Surface
@@ -50,10 +50,11 @@ class UltrasoundRenderer:
         self.scan = scan or Scan()
         self.pulsation = pulsation
         self.beams = Beams(probe, self.scan)
-        self._acoustics = make_acoustics(patient, seed)
+        self._seed = seed
+        self._kept: Acoustics | None = None
         self._speckle = Speckle(self.beams, self.scan, seed)
         self._shafts = ShaftEcho(self.beams, self.scan, seed)
-        self._bone = BoneEcho(self._acoustics, self.beams, self.scan, self._speckle)
+        self._bone = BoneEcho(self.beams, self.scan, self._speckle)
         self._clutter = Clutter(self.beams)
         self._vessels: Vessels | None = None
         self._sector, self._maps = self._conversion()
@@ -254,9 +255,10 @@ class UltrasoundRenderer:
 
     def _look(self, patient_T_image: Transform) -> None:
         """Fill everything that depends on the probe's pose but not on needles."""
-        bone, scatter_db, sheet, attenuation = self._acoustics.seen(patient_T_image, self.beams)
+        acoustics = self._acoustics(patient_T_image)
+        bone, scatter_db, sheet, attenuation = acoustics.seen(patient_T_image, self.beams)
         contact = self._contact(scatter_db)
-        surface = self._bone.surface(patient_T_image, bone)
+        surface = self._bone.surface(patient_T_image, acoustics, bone)
         # A row is bone from its surface on, sharper than voxels are.
         solid = np.minimum(np.maximum(2.0 * bone - np.float32(0.5), 0.0), 1.0)
         # Amplitude, there and back: 2 · 100 cm/m; bone takes about 25 dB/(cm·MHz), ICRU 61.
@@ -276,6 +278,13 @@ class UltrasoundRenderer:
         self._bone.add(surface, passed, (real, imaginary), (coherent, incoherent))
         self._speckle.blur(coherent, self._tissue[0])
         self._speckle.blur(incoherent, self._tissue[1])
+
+    def _acoustics(self, patient_T_image: Transform) -> Acoustics:
+        """Return the patient's acoustics; anew, in half a second, if the slice has turned over."""
+        if self._kept is None or not self._kept.suits(patient_T_image):
+            self._kept = None  # Only one of them is in memory.
+            self._kept = make_acoustics(self.patient, self._seed, patient_T_image)
+        return self._kept
 
     def _scattering(self, scatter_db: Polar, surface: Surface) -> Polar:
         """Return the amplitude of speckle at every sample: of tissue, and of clutter over it."""

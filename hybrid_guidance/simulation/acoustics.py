@@ -77,9 +77,9 @@ class Acoustics:
         places = (points - self.origin[:, None]) / self.spacing
         # Half a voxel to each side: no farther, or a voxel is all bone or none.
         apart = places[:, None] + _HALVES
-        apart = [cv2.min(cv2.max(_float32(place), 0.0), count - 1.001)
-                 for place, count in zip(apart, self.shape[::-1], strict=True)]
-        bone = self._mixed(apart)[..., 0].astype(float)
+        held = [_float32(cv2.min(cv2.max(_float32(place), 0.0), count - 1.001))
+                for place, count in zip(apart, self.shape[::-1], strict=True)]
+        bone = self._mixed(held)[..., 0].astype(float)
         gradient = bone[:3] - bone[3:]
         return np.asarray(gradient / np.maximum(np.sqrt((gradient**2).sum(axis=0)), 1e-6))
 

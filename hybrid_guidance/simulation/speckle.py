@@ -32,7 +32,7 @@ class Speckle:
 
     def __init__(self, beams: Beams, scan: Scan, seed: int) -> None:
         self._beams, self._cell, self._seed = beams, scan.cell, seed
-        self._scatterers = _scatterers(seed)
+        self._scatterers, self._axes = _scatterers(seed), (2, 1, 0)
         samples, columns = beams.shape
         self._rows = np.stack([np.arange(samples), np.ones(samples)], axis=-1).astype(np.float32)
         # Beside so large a number a float of 32 bits is a fixed-point number: its last bits are
@@ -49,35 +49,50 @@ class Speckle:
 
     def scattered(self, patient_T_image: Transform) -> tuple[NDArray[np.int8], NDArray[np.int8]]:
         """Return real and imaginary part of the scatterers at every sample, (samples, beams)."""
+        self._turn(np.abs(patient_T_image[:3, 0]))
         starts, ways = self._beams.along(patient_T_image)
         lines = np.stack([ways * (self._beams.step / self._cell),
                           starts / self._cell % SIZE + self._offset], axis=1).astype(np.float32)
+        lines = lines[list(self._axes[::-1])]
         for first in range(0, len(self._rows), _BLOCK):
             self._gather(slice(first, first + _BLOCK), lines)
         real, imaginary = cv2.split(self._pairs.view(np.int8).reshape(*self._pairs.shape, 2))
         return np.asarray(real, np.int8), np.asarray(imaginary, np.int8)
+
+    def _turn(self, across: Array) -> None:
+        """Lay scatterers out so that those beside each other in a row of samples are in memory.
+
+        Args:
+            across: (3,) how far the slice's lateral axis runs along x, y and z.
+        """
+        if across.max() <= 1.3 * across[self._axes[2]]:
+            return
+        last = int(np.argmax(across))
+        axes = (*(axis for axis in self._axes if axis != last), last)
+        volume = self._scatterers.reshape((SIZE,) * 3)
+        turned = volume.transpose([self._axes.index(axis) for axis in axes])
+        self._axes, self._scatterers = (axes[0], axes[1], axes[2]), turned.reshape(-1)
 
     def _gather(self, block: slice, lines: Polar) -> None:
         """Look up the pairs of some samples of all beams; few enough to stay in the cache.
 
         Args:
             block: samples.
-            lines: (3, 2, beams) along x, y and z: cells from a sample to the next, and at the
-                first.
+            lines: (3, 2, beams) cells from a sample to the next, and at the first; along the axis
+                of neighbours in memory first.
         """
         rows, fraction = self._rows[block], self._fraction
         cells = self._cells[:, :len(rows)]
         for along, line in zip(cells, lines, strict=True):
             np.dot(rows, line, out=along)
-        index, y, z = (along.view(np.uint32) for along in cells)
-        for along in (index, y, z):
+        index, row, layer = (along.view(np.uint32) for along in cells)
+        for along in (index, row, layer):
             along &= np.uint32((SIZE - 1) << fraction)
-        y ^= z
         index >>= np.uint32(fraction)
-        y >>= np.uint32(fraction - _BITS)
-        z <<= np.uint32(2 * _BITS - fraction)
-        index |= y
-        index |= z
+        row >>= np.uint32(fraction - _BITS)
+        layer <<= np.uint32(2 * _BITS - fraction)
+        index |= row
+        index |= layer
         self._scatterers.take(index.view(np.int32), out=self._pairs[block], mode='clip')
 
     def blur(self, field: Polar, result: Polar, window: Window | None = None) -> Polar:
@@ -168,17 +183,11 @@ _WORD = 2**64 - 1
 
 
 def _scatterers(seed: int) -> NDArray[np.int16]:
-    """Return a periodic volume of complex normal noise: two int8 in one int16.
-
-    Of (z, y, x) cells, but row ``y ^ z`` of a layer holds row y: what lies above each other in two
-    layers would come to the same few places of a processor's cache.
-    """
+    """Return a periodic volume of complex normal noise: two int8 in one int16, (z, y, x) cells."""
     rng = np.random.default_rng((seed, 4))
     parts = rng.standard_normal((SIZE**3, 2), dtype=np.float32)
     np.clip(np.round(parts * 32.0, out=parts), -127, 127, out=parts)
-    volume = parts.astype(np.int8).view(np.int16).reshape(SIZE, SIZE, SIZE)
-    layers = np.arange(SIZE)
-    return np.ascontiguousarray(volume[layers[:, None], layers[:, None] ^ layers]).reshape(-1)
+    return np.asarray(parts.astype(np.int8).view(np.int16)[:, 0])
 
 
 def kernel(sigma: float) -> NDArray[np.float32]:

@@ -1,13 +1,13 @@
 """How fast the digital patient is seen: X-ray pulses and B-mode frames on one core.
 
-Usage: python bench/simulation.py [--frames 60] [--samples FOLDER]
+Usage: python bench/simulation.py [--frames 60] [--seed 1] [--samples FOLDER]
 
 One JSON line per number: medians of the processor's time, so that other work on the machine
 counts less. The volume of the first is 256³ voxels of the lumbar patient, soft tissue and bone,
 seen from another angle every time, down to the noise. In the others a needle moves in every
-image. Where RTK and DiffDRR are installed (``bench/projectors.py``), they take the same bone
-through the same rays, and RTK the real CTs of ``hybrid-guidance sample-data``; the images are
-correlated.
+image, in every procedure; the slowest counts. Where RTK and DiffDRR are installed
+(``bench/projectors.py``), they take the same bone through the same rays, and RTK the real CTs of
+``hybrid-guidance sample-data``; the images are correlated.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from projectors import along_axes, diffdrr_projector, rtk_projector
 from hybrid_guidance.geometry.projection import Projection
 from hybrid_guidance.geometry.rigid import perturbed, pose_along
 from hybrid_guidance.imaging.volume import Volume, read_volume
-from hybrid_guidance.procedure import load_procedure
+from hybrid_guidance.procedure import Procedure, load_procedure, procedure_names
 from hybrid_guidance.resources import resource
 from hybrid_guidance.simulation import imported, xray
 from hybrid_guidance.simulation.anatomy import Grid, Patient, build_patient, empty_patient
@@ -41,7 +41,6 @@ from hybrid_guidance.simulation.render import (
 from hybrid_guidance.simulation.xray import Technique, XrayRenderer
 
 PROCEDURE = 'lumbar_facet_injection'
-SEED = 1
 COUNT = 256
 SIZE = 512
 SOURCE_TO_ISOCENTRE = 0.6
@@ -168,69 +167,82 @@ def real_cts(folder: Path) -> bool:
     return good
 
 
-def pulses_hz(patient: Patient, frames: int) -> float:
+def pulses_hz(procedure: Procedure, patient: Patient, seed: int, frames: int) -> float:
     """Return 1024² pulses per second of a standing C-arm while a needle goes in."""
-    procedure = load_procedure(PROCEDURE)
-    renderer = xray_renderer(procedure, patient, SEED)
-    pose = procedure.patient_T_fluoroscopy()
+    renderer = xray_renderer(procedure, patient, seed)
+    pose, full = procedure.patient_T_fluoroscopy(), procedure.path_length
     return 1.0 / median_seconds(lambda number: renderer.render(
-        pose, [procedure_needle(procedure, 0.02 + 0.0005 * (number % 80))]), frames)
+        pose, [procedure_needle(procedure, full * (0.2 + 0.8 * (number % 80) / 80))]), frames)
 
 
-def scans_hz(patient: Patient, frames: int, moving: bool) -> float:
-    """Return 640×480 frames per second while a needle goes in, and the probe moves or not."""
-    procedure = load_procedure(PROCEDURE)
-    renderer = ultrasound_renderer(procedure, patient, SEED)
-    pose = procedure.patient_T_ultrasound()
+def scans_hz(procedure: Procedure, patient: Patient, seed: int, frames: int, moving: bool,
+             everything: bool) -> float:
+    """Return 640×480 frames per second while a needle goes in.
 
-    def scan(number: int) -> None:
-        off = np.array([0, 0, 1e-4 * (number % 50) * moving, 0, 0, 0])
-        renderer.render(perturbed(pose, off),
-                        [procedure_needle(procedure, 0.02 + 0.0005 * (number % 80))],
-                        number / 100.0)
-    return 1.0 / median_seconds(scan, frames)
-
-
-def everything_hz(patient: Patient, frames: int, moving: bool) -> float:
-    """Return 640×480 frames per second with pulsation, Doppler, fluid and a bent needle."""
-    procedure = load_procedure('femoral_nerve_block')
-    renderer = ultrasound_renderer(procedure, patient, SEED, 0.05)
+    Args:
+        procedure: of which the probe is.
+        patient: in it.
+        seed: of the noise.
+        frames: to take the median of.
+        moving: the probe does.
+        everything: with pulsation, Doppler, fluid and a bent needle.
+    """
+    renderer = ultrasound_renderer(procedure, patient, seed, 0.05 if everything else 0.0)
     pose, full = procedure.patient_T_ultrasound(), procedure.path_length
 
     def scan(number: int) -> None:
         off = np.array([0, 0, 1e-4 * (number % 50) * moving, 0, 0, 0])
-        here, time_ = perturbed(pose, off), number / 100.0
+        here, moment = perturbed(pose, off), number / 100.0
         needle = procedure_needle(procedure, full * (0.5 + 0.5 * (number % 40) / 40))
+        if not everything:
+            renderer.render(here, [needle], moment)
+            return
         fluid = Injectate(needle.pose, 1e-8 + 1e-7 * (number % 30), 100.0)
-        frame = renderer.render(here, bent(needle, 2.0, full), time_, [fluid])
-        renderer.doppler(frame, here, time_)
+        frame = renderer.render(here, bent(needle, 2.0, full), moment, [fluid])
+        renderer.doppler(frame, here, moment)
     return 1.0 / median_seconds(scan, frames)
+
+
+def slowest(seed: int, frames: int) -> bool:
+    """Print how often per second the images of every procedure are made, and the slowest's."""
+    rates: dict[str, list[tuple[float, str]]] = {}
+    for name in procedure_names():
+        procedure = load_procedure(name)
+        patient = build_patient(procedure.region, seed, procedure.target)
+        for what, rate in (
+                ('x-ray pulses 1024x1024, C-arm stands', pulses_hz(
+                    procedure, patient, seed, frames)),
+                ('ultrasound 640x480, everything on, probe moves', scans_hz(
+                    procedure, patient, seed, frames, True, True)),
+                ('ultrasound 640x480, everything on, probe stands', scans_hz(
+                    procedure, patient, seed, frames, False, True)),
+                ('ultrasound 640x480, probe moves', scans_hz(
+                    procedure, patient, seed, frames, True, False))):
+            print(line(f'{name}: {what}', rate, 'Hz', 100.0), flush=True)
+            rates.setdefault(what, []).append((rate, name))
+    for what, found in rates.items():
+        rate, name = min(found)
+        print(line(f'slowest of {len(found)} procedures ({name}): {what}', rate, 'Hz', 100.0),
+              flush=True)
+    return all(min(found)[0] >= 100.0 for found in rates.values())
 
 
 def main() -> int:
     """Run everything; exit status zero when every bar holds."""
     parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
     parser.add_argument('--frames', type=int, default=60)
+    parser.add_argument('--seed', type=int, default=1, help='of the patients')
     parser.add_argument('--samples', type=Path, default=Path('sample-data'))
     arguments = parser.parse_args()
     frames = arguments.frames
     cv2.setNumThreads(1)
-    patient = build_patient('lumbar', SEED, load_procedure(PROCEDURE).target)
-    hip = build_patient('hip', SEED)
+    good = slowest(arguments.seed, frames)
+    patient = build_patient('lumbar', arguments.seed, load_procedure(PROCEDURE).target)
     milliseconds, renderer = anatomy_ms(patient, max(frames // 4, 3))
     print(line('x-ray 512x512 of 256x256x256', milliseconds, 'ms', 150.0), flush=True)
-    good = milliseconds <= 150.0
+    good &= milliseconds <= 150.0
     good &= against_others(renderer, 1e-3 * milliseconds, max(frames // 10, 3))
     good &= real_cts(arguments.samples)
-    for name, rate in (('x-ray pulses 1024x1024, C-arm stands', pulses_hz(patient, frames)),
-                       ('ultrasound 640x480, probe stands', scans_hz(patient, frames, False)),
-                       ('ultrasound 640x480, probe moves', scans_hz(patient, frames, True)),
-                       ('ultrasound 640x480, everything on, probe stands',
-                        everything_hz(hip, frames, False)),
-                       ('ultrasound 640x480, everything on, probe moves',
-                        everything_hz(hip, frames, True))):
-        good &= rate >= 100.0
-        print(line(name, rate, 'Hz', 100.0), flush=True)
     return 0 if good else 1
 
 

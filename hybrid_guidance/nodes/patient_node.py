@@ -25,7 +25,7 @@ from hybrid_guidance.ros.node import GuidanceNode, run
 from hybrid_guidance.simulation.anatomy import build_structures
 from hybrid_guidance.simulation.hand import Hand, HandSkill
 from hybrid_guidance.simulation.instruments import bent, insertion
-from hybrid_guidance.simulation.motion import make_motion, probe_sweep
+from hybrid_guidance.simulation.motion import make_motion, probe_sweep, probe_tremor
 from hybrid_guidance.simulation.render import procedure_needle
 from hybrid_guidance.simulation.room import Room, Tracker, Tracking, make_room
 from hybrid_guidance.simulation.syringe import Syringe
@@ -67,6 +67,8 @@ class PatientParameters:
                                   meaning='after the start')
     probe_sweep: float = parameter(0.0, low=0.0, high=0.1, unit='m', fixed=True, meaning=(
         'how far to either side the probe is swept over bone; 0 holds it still'))
+    probe_tremor: float = parameter(0.0, low=0.0, high=0.005, unit='m', fixed=True, meaning=(
+        'deviation of the slice by tremor of the hand on the probe'))
     hand_speed: float = parameter(0.006, low=0.0005, high=0.05, unit='m/s', fixed=True,
                                   meaning='how fast the hand moves the tip')
     hand_tremor: float = parameter(0.1e-3, low=0.0, high=0.005, unit='m', fixed=True,
@@ -142,7 +144,9 @@ class PatientNode(GuidanceNode[PatientParameters]):
         self._last_ns = now
         self._held.advance(now, self.parameters.command_timeout)
         world_T_patient = self._world_T_patient(now)
-        swept = probe_sweep((now - self._start_ns) * 1e-9, self.parameters.probe_sweep)
+        seconds = (now - self._start_ns) * 1e-9
+        swept = probe_sweep(seconds, self.parameters.probe_sweep) @ probe_tremor(
+            seconds, self.parameters.probe_tremor, self.parameters.seed)
         bodies = {'carm': self._room.world_T_carm,
                   'ultrasound_probe': self._room.world_T_swept(swept)}
         for name, pose in (('needle', world_T_patient @ self._patient_T_needle()),

@@ -34,6 +34,8 @@ FOLDER = 'config/anatomy'
 CORTEX = 0.0013
 SURROUND_STEP = 6
 SURROUND_REACH = 0.200
+# Over so many of its voxels the surround takes over from the fine ones.
+_RAMP = 2
 # Voxels worked on at once.
 _SLAB = 40000
 
@@ -86,12 +88,16 @@ class Surround:
     """What of the body lies outside the voxels, coarse: X-rays pass it too.
 
     Attributes:
-        grid: where its voxels are; the fine volume's box is a hole in it.
+        grid: where its voxels are; of the fine volume's box it has what is not left to that.
         density: (Z, Y, X) uint8, ``WATER_LEVEL`` for water.
+        left: along z, y and x, the share of each fine voxel's density that is left to it, (Z,),
+            (Y,), (X,): their product counts. None: the density of the fine voxels is theirs as it
+            is.
     """
 
     grid: Grid
     density: Voxels
+    left: tuple[Array, Array, Array] | None = None
 
 
 @dataclass(frozen=True)
@@ -494,19 +500,22 @@ def _bone_slab(field: Field, spongy: Field, spacing: float, labels: Voxels, shee
 
 
 def _trabeculae(seed: int) -> Field:
-    """Return a (48, 48, 48) tile of mineral in spongy bone, in steps of 1/255."""
+    """Return a periodic (48, 48, 48) tile of mineral in spongy bone, in steps of 1/255."""
     noise = np.random.default_rng((seed, 1)).standard_normal((48, 48, 48)).astype(np.float32)
+    # OpenCV does not blur round a period, so blur more than one.
+    noise = np.pad(noise, 8, mode='wrap')
     noise = np.stack([cv2.GaussianBlur(layer, (0, 0), 0.9) for layer in noise])
     # Trabeculae stand upright.
-    upright = cv2.GaussianBlur(noise.reshape(48, -1), (1, 13), sigmaX=1.0, sigmaY=2.0)
-    noise = upright.reshape(noise.shape)
+    upright = cv2.GaussianBlur(noise.reshape(len(noise), -1), (1, 13), sigmaX=1.0, sigmaY=2.0)
+    noise = upright.reshape(noise.shape)[8:-8, 8:-8, 8:-8]
     return np.asarray(np.clip(44.0 + 26.0 * noise / noise.std(), 10.0, 120.0), np.float32)
 
 
 def _surround(outlines: Outlines | Layers, fine: Grid) -> Surround:
-    """Paint the body round a grid; voxels of both meet exactly at the grid's faces.
+    """Paint the body round a grid; just inside its faces it takes over little by little.
 
-    An overlap of a millimetre would be a bright band where rays graze a face.
+    Both are interpolated linearly, so what they add up to is exact, and no edge of the box shows.
+    Where nothing but air lies beyond a face, the fine voxels keep all.
     """
     step = SURROUND_STEP * fine.spacing
     lower = fine.origin - fine.spacing / 2
@@ -520,10 +529,37 @@ def _surround(outlines: Outlines | Layers, fine: Grid) -> Surround:
         density = outlines.density(*grid.axes(), step)
     else:
         density = _prism(outlines, start + fine.spacing / 2, fine.spacing, grid.shape)
-    hole = tuple(slice(int(first), int(first + count))
-                 for first, count in zip(before[::-1], inner[::-1], strict=True))
-    density[hole] = 0
-    return Surround(grid, density)
+    ramps, left = [], []
+    for axis, first, count, voxels in zip(range(3), before[::-1], inner[::-1], fine.shape,
+                                          strict=True):
+        layers = np.moveaxis(density, axis, 0)
+        goes_on = [0 <= place < len(layers) and bool(layers[place].any())
+                   for place in (int(first) - 1, int(first + count))]
+        ramps.append(ramp(int(first), int(count), len(layers), *goes_on))
+        places = first - 0.5 + (np.arange(voxels) + 0.5) / SURROUND_STEP
+        left.append(np.interp(places, np.arange(len(layers)), ramps[-1]))
+    share = 1.0 - ramps[0][:, None, None] * ramps[1][:, None] * ramps[2]
+    taken = np.round(density * share).astype(np.uint8)
+    return Surround(grid, taken, (left[0], left[1], left[2]))
+
+
+def ramp(first: int, inner: int, count: int, below: bool, above: bool,
+         reach: int = _RAMP) -> Array:
+    """Return along one axis how much of each coarse voxel is left to the fine ones, (count,).
+
+    Args:
+        first: the first that lies in the box of the fine ones.
+        inner: how many do.
+        count: of all.
+        below: the body goes on before the box.
+        above: and behind it.
+        reach: over how many voxels the fine ones fade.
+    """
+    place = np.arange(count) - first
+    rise = place / reach if below else np.where(place < 0, 0.0, 1.0)
+    fall = (inner - 1.0 - place) / reach if above else np.where(place >= inner, 0.0, 1.0)
+    within = np.clip(np.minimum(rise, fall), 0.0, 1.0)
+    return np.asarray(0.5 - 0.5 * np.cos(np.pi * within), np.float32)
 
 
 def _prism(outlines: Outlines, origin: Points, spacing: float,

@@ -59,21 +59,21 @@ class BoneEcho:
     """How one probe sees the surface of bone.
 
     Args:
-        acoustics: of the patient.
         beams: where samples lie.
         scan: thickness of the slice.
         speckle: the scatterers that roughness consists of.
     """
 
-    def __init__(self, acoustics: Acoustics, beams: Beams, scan: Scan, speckle: Speckle) -> None:
-        self._acoustics, self._beams, self._scan = acoustics, beams, scan
+    def __init__(self, beams: Beams, scan: Scan, speckle: Speckle) -> None:
+        self._beams, self._scan = beams, scan
         self._crest = speckle.crest
 
-    def surface(self, patient_T_image: Transform, bone: Polar) -> Surface:
+    def surface(self, patient_T_image: Transform, acoustics: Acoustics, bone: Polar) -> Surface:
         """Find where beams enter bone: between two coarse rows, half of a voxel's place is bone.
 
         Args:
             patient_T_image: (4, 4) pose of the slice.
+            acoustics: of the patient.
             bone: (rows, beams) 0 to 1.
         """
         beams, inside = self._beams, bone >= 0.5
@@ -82,16 +82,15 @@ class BoneEcho:
         samples = COARSE * (above + (0.5 - low) / (high - low)) + (COARSE - 1) / 2
         starts, ways = beams.along(patient_T_image)
         ranges = beams.step * samples
-        normals = self._acoustics.into_bone(starts[:, columns] + ranges * ways[:, columns])
+        normals = acoustics.into_bone(starts[:, columns] + ranges * ways[:, columns])
         x, y, z = patient_T_image[:3, :3].T @ normals
         way_x, way_y = beams.ways[columns].T
         square = np.maximum(x * way_x + y * way_y, 0.05)
         # A metre to the side the surface is so much farther: tangents of its slope.
         along, across = (y * way_x - x * way_y) / square, z / square
-        return Surface(above, columns, samples, square,
-                       np.clip(along * beams.pitch(ranges) / beams.step, -_STEEPEST, _STEEPEST),
-                       np.clip(across * self._scan.slice_width(ranges) / beams.step,
-                               -_STEEPEST, _STEEPEST))
+        falls = np.stack([along * beams.pitch(ranges), across * self._scan.slice_width(ranges)])
+        falls = np.minimum(np.maximum(falls / beams.step, -_STEEPEST), _STEEPEST)
+        return Surface(above, columns, samples, square, falls[0], falls[1])
 
     def add(self, surface: Surface, passed: Polar, scattered: tuple[Grains, Grains],
             parts: tuple[Polar, Polar]) -> None:
@@ -106,14 +105,18 @@ class BoneEcho:
         reach = len(parts[0]) - 2
         # What tissue just above lets through: the row of the surface already holds bone.
         through = passed[np.maximum(surface.above - 1, 0), surface.columns] / self._crest
-        mirror = np.clip(surface.samples + _ALONG[:, None] * surface.along, 0.0, reach)
+        mirror = _within(surface.samples + _ALONG[:, None] * surface.along, reach)
         _splat(parts[:1], mirror, surface.columns, [surface.level * through / len(_ALONG)])
         spread = np.hypot(0.29 * surface.along, surface.across)
-        rough = np.clip(surface.samples + _ACROSS[:, None] * spread, 0.0, reach)
+        rough = _within(surface.samples + _ACROSS[:, None] * spread, reach)
         weight = _ROUGH * surface.square * through / np.sqrt(len(_ACROSS))
         nearest = rough.astype(np.intp)
         _splat(parts, rough, surface.columns, [
             weight * (1.0 / 32.0) * grains[nearest, surface.columns] for grains in scattered])
+
+
+def _within(samples: Array, reach: int) -> Array:
+    return np.asarray(np.minimum(np.maximum(samples, 0.0), reach))
 
 
 def _splat(parts: Sequence[Polar], samples: Array, columns: NDArray[np.intp],

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hybrid_guidance.geometry.types import Array
-from hybrid_guidance.simulation.beams import COARSE, Beams, Polar
+from hybrid_guidance.simulation.beams import COARSE, Beams, Polar, summed_down
 from hybrid_guidance.simulation.bone_echo import Surface
 
 Columns = NDArray[np.intp]
@@ -37,7 +37,7 @@ class Clutter:
 
     def __init__(self, beams: Beams) -> None:
         row = COARSE * beams.step / _DELAY
-        self._rows = np.arange(len(beams.coarse))[:, None]
+        self._rows = np.arange(len(beams.coarse), dtype=np.int32)[:, None]
         self._faded = np.asarray(np.exp(-row * self._rows), np.float32)
         self._late = np.float32(_LATE * row) * self._faded
 
@@ -57,13 +57,14 @@ class Clutter:
                   np.asarray(bone / _SHRUNK, np.float32))
         # Each row adds to those below it, which fades: a sum of what has grown as much before.
         lit /= self._faded
-        astray[1:] += np.cumsum(lit, axis=0)[:-1] * self._late[1:]
+        astray[1:] += summed_down(lit)[:-1] * self._late[1:]
         echo += cv2.resize(astray, (columns, rows), interpolation=cv2.INTER_LINEAR)
         if images is not None:
-            echo[:, images[0]] += images[1]
+            rows_of, columns_of, power = images
+            echo[rows_of, columns_of] += power
 
-    def _images(self, echo: Polar, surface: Surface) -> tuple[Columns, Polar] | None:
-        """Return beams, and what their first bone mirrors: as far below it as it lies above."""
+    def _images(self, echo: Polar, surface: Surface) -> tuple[slice, Columns, Polar] | None:
+        """Return rows, beams, and what their first bone mirrors: as far below as it lies above."""
         # The surface is listed from above: turned over, the first of each beam comes last.
         uppermost = np.full(echo.shape[1], -1)
         uppermost[surface.columns[::-1]] = np.arange(len(surface.columns))[::-1]
@@ -73,9 +74,11 @@ class Clutter:
         if not np.any(square):
             return None
         columns = columns[square]
-        first = uppermost[columns]
-        above = 2 * surface.above[first] + 1 - self._rows
-        mirrored = (above >= 0) & (above <= surface.above[first])
-        share = _IMAGE * np.exp(-(tilt[square] / _TILT) ** 2)
-        image = echo[np.where(mirrored, above, 0), columns]
-        return columns, np.asarray(image * (mirrored * share), np.float32)
+        last = surface.above[uppermost[columns]].astype(np.int32)
+        below = slice(int(last.min()) + 1, min(2 * int(last.max()) + 2, len(echo)))
+        # Of bone it lies as far above as its image lies below.
+        above = 2 * last + 1 - self._rows[below]
+        mirrored = (above >= 0) & (above <= last)
+        share = (_IMAGE * np.exp(-(tilt[square] / _TILT) ** 2)).astype(np.float32)
+        place = np.maximum(above, 0) * np.int32(echo.shape[1]) + columns.astype(np.int32)
+        return below, columns, echo.reshape(-1).take(place, mode='clip') * (mirrored * share)

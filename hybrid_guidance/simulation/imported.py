@@ -30,6 +30,7 @@ from hybrid_guidance.simulation.anatomy import (
     Patient,
     Surround,
     Voxels,
+    ramp,
 )
 from hybrid_guidance.simulation.shapes import Field, Shape
 from hybrid_guidance.simulation.tissues import PROPERTIES, WATER_LEVEL, Tissue
@@ -455,19 +456,10 @@ def _surround(ct: Volume, body: NDArray[np.bool_], fine: Grid) -> tuple[Surround
         axes, corners.min(axis=0), corners.max(axis=0), strict=True)]
     density *= kept[2][:, None, None] & kept[1][:, None] & kept[0]
     # At an end of the CT nothing goes on: the fine voxels keep all.
-    left = [_ramp(int(first), int(count), int(end))
+    left = [ramp(int(first), int(count), int(first + count + end), bool(first), bool(end), _RAMP)
             for first, count, end in zip(before, inner, after, strict=True)]
     share = 1.0 - left[2][:, None, None] * left[1][:, None] * left[0]
     return Surround(grid, _bytes(density * share)), share
-
-
-def _ramp(before: int, inner: int, after: int) -> Field:
-    """Return along one axis how much of each coarse voxel is left to the fine ones."""
-    place = np.arange(before + inner + after) - before
-    rise = place / _RAMP if before else np.where(place < 0, 0.0, 1.0)
-    fall = (inner - 1.0 - place) / _RAMP if after else np.where(place >= inner, 0.0, 1.0)
-    within = np.clip(np.minimum(rise, fall), 0.0, 1.0)
-    return np.asarray(0.5 - 0.5 * np.cos(np.pi * within), np.float32)
 
 
 def _fade(volumes: Mapping[str, Voxels], fine: Grid, surround: Surround, share: Field) -> None:

@@ -1,7 +1,7 @@
 """Fluid that leaves the needle: overlapping ellipsoids that grow with the volume injected."""
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -32,19 +32,20 @@ class Injectate:
     seed: int = 0
     lobes: int = 6
 
+    @cached_property
     def ellipsoids(self) -> tuple[Points, Array]:
-        """Return the (N, 3) centres in its frame and (N, 3) semi-axes of the lobes, metres."""
+        """The (N, 3) centres in its frame and (N, 3) semi-axes of the lobes, metres."""
         shares, ways = _lobes(self.seed, self.lobes)
         stretch = np.array(self.stretch)
-        unit = stretch / np.prod(stretch) ** (1.0 / 3.0)
+        unit = stretch / np.cbrt(stretch.prod())
         size = (3.0 * self.volume / (4.0 * np.pi)) ** (1.0 / 3.0)
         return 0.7 * size * ways * unit, size * np.cbrt(shares)[:, None] * unit
 
     @property
     def reach(self) -> float:
         """Metres from the origin to the farthest point, at most."""
-        centres, radii = self.ellipsoids()
-        return float((np.linalg.norm(centres, axis=1) + radii.max(axis=1)).max())
+        centres, radii = self.ellipsoids
+        return float((np.sqrt((centres**2).sum(axis=1)) + radii.max(axis=1)).max())
 
     def chords(self, source: Points, rotation: Array, u: Array, v: Array) -> NDArray[np.float32]:
         """Return the metres of fluid along rays from a source, (H, W).
@@ -60,7 +61,7 @@ class Injectate:
         """
         u, v = _float32(u)[None, :], _float32(v)[:, None]
         total = np.zeros((v.shape[0], u.shape[1]), np.float32)
-        for centre, radii in zip(*self.ellipsoids(), strict=True):
+        for centre, radii in zip(*self.ellipsoids, strict=True):
             way = rotation / radii[:, None]
             start = (source - centre) / radii
             form, line = _float32(way.T @ way), _float32(start @ way)
@@ -74,14 +75,19 @@ class Injectate:
     def level(self, fluid_T_image: Transform, x: NDArray[np.float32],
               y: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return of places (H, W) x, y of a slice how far out they are: below 1 in some lobe."""
-        terms = np.stack([x * x, x * y, y * y, x, y, np.ones_like(x)])
-        lobes = []
-        for centre, radii in zip(*self.ellipsoids(), strict=True):
-            way = fluid_T_image[:3, :2] / radii[:, None]
-            start = (fluid_T_image[:3, 3] - centre) / radii
-            (a, b), (_, c) = way.T @ way
-            lobes.append((a, 2.0 * b, c, *(2.0 * start @ way), start @ start))
-        squares = _float32(np.array(lobes)) @ terms.reshape(6, -1)
+        terms = np.empty((6, *x.shape), np.float32)
+        np.multiply(x, x, out=terms[0])
+        np.multiply(x, y, out=terms[1])
+        np.multiply(y, y, out=terms[2])
+        terms[3], terms[4], terms[5] = x, y, 1.0
+        centres, radii = self.ellipsoids
+        # Of every lobe: ways (N, 3) along x and y of the slice, and where its origin lies.
+        along, across = (fluid_T_image[:3, axis] / radii for axis in (0, 1))
+        start = (fluid_T_image[:3, 3] - centres) / radii
+        lobes = np.stack([(first * second).sum(axis=1) * share for first, second, share in (
+            (along, along, 1.0), (along, across, 2.0), (across, across, 1.0),
+            (start, along, 2.0), (start, across, 2.0), (start, start, 1.0))], axis=-1)
+        squares = _float32(lobes) @ terms.reshape(6, -1)
         result = np.maximum(squares.min(axis=0), 0.0).reshape(x.shape)
         return np.asarray(np.sqrt(result), np.float32)
 

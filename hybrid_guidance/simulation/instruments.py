@@ -1,4 +1,4 @@
-"""Needles as the simulated images see them."""
+"""Needles and markers as the simulated images see them."""
 
 from dataclasses import dataclass, replace
 
@@ -42,6 +42,19 @@ class Needle:
     def at(self, pose: Transform) -> 'Needle':
         """Return the same needle at another (4, 4) patient_T_needle."""
         return replace(self, pose=pose)
+
+
+@dataclass(frozen=True)
+class Marker:
+    """A radiopaque ball of steel, as on the skin or in a phantom for calibration.
+
+    Attributes:
+        centre: (3,) metres, in ``patient``.
+        diameter: metres.
+    """
+
+    centre: Points
+    diameter: float = 0.002
 
 
 def needle_on_path(entry: Points, target: Points, depth: float, diameter: float,
@@ -105,8 +118,8 @@ def bent(needle: Needle, curvature: float, inserted: float, pieces: int = 6) -> 
     poses[:, 0, 0], poses[:, 0, 2] = np.cos(chord), np.sin(chord)
     poses[:, 2, 0], poses[:, 2, 2] = -np.sin(chord), np.cos(chord)
     poses[:, :3, 3] = places[1:]
-    parts = [replace(needle, pose=pose, length=step, hub_length=0.0, glint=False)
-             for pose in needle.pose @ poses]
+    parts = [Needle(pose, needle.diameter, step, needle.bore, needle.hub_diameter, 0.0,
+                    needle.hub_steel, glint=False) for pose in needle.pose @ poses]
     outside = replace(needle, pose=needle.pose @ transform(translation=places[0]),
                       length=max(needle.length - inserted, 1e-6), glint=False)
     return (replace(parts[-1], glint=True), *parts[-2::-1], outside)

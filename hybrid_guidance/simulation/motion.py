@@ -1,10 +1,11 @@
-"""How a simulated patient moves in the room, breathing or shifting, and how a probe is swept."""
+"""How a simulated patient moves, breathing or shifting, and how a probe is swept and trembles."""
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
-from hybrid_guidance.geometry.rigid import rotation_from_vector, transform
+from hybrid_guidance.geometry.rigid import perturbed, rotation_from_vector, transform
 from hybrid_guidance.geometry.types import Array, Points, Transform
 
 # Where the anatomy of a region goes with an intake of breath, in ``patient`` (left, posterior,
@@ -83,3 +84,34 @@ def probe_sweep(seconds: float, reach: float, speed: float = 0.012) -> Transform
     rock = np.radians(8.0 * np.sin(2.0 * np.pi * 0.7 * passes)) * bool(reach)
     return transform(rotation_from_vector(np.array([rock, 0.0, 0.0])),
                      reach * np.array([aside, 0.0, across]))
+
+
+def probe_tremor(seconds: float, deviation: float, seed: int = 0) -> Transform:
+    """Return ``image_T_shaken``: where a hand has a slice that it means to hold.
+
+    It wanders slowly, and trembles at 8 to 12 Hz (physiological tremor: Elble and Koller, Tremor,
+    1990) with a tenth of the power. No measured hand: the sizes are a parameter.
+
+    Args:
+        seconds: at any moment.
+        deviation: standard deviation of the place, along each axis, metres; the turn goes with it
+            as if the hand held the probe 5 cm away. 0 holds still.
+        seed: which hand.
+    """
+    frequencies, phases = _shaking(seed)
+    waves = _TREMOR[:, None] * np.sin(2.0 * np.pi * frequencies * seconds + phases)
+    offset = deviation * waves.sum(axis=0)
+    offset[3:] /= 0.05
+    return perturbed(np.eye(4), offset)
+
+
+# Amplitudes of four slow waves and of two quick ones: together of unit variance.
+_TREMOR = np.sqrt(2.0 * np.array([0.9 / 4] * 4 + [0.1 / 2] * 2))
+
+
+@cache
+def _shaking(seed: int) -> tuple[Array, Array]:
+    """Return the frequencies, Hz, and phases of the waves of every degree of freedom, (6, 6)."""
+    random = np.random.default_rng([seed, 0x0a5])
+    frequencies = np.vstack([random.uniform(0.2, 2.0, (4, 6)), random.uniform(8.0, 12.0, (2, 6))])
+    return frequencies, random.uniform(0.0, 2.0 * np.pi, (6, 6))

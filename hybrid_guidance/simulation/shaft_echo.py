@@ -84,11 +84,12 @@ class ShaftEcho:
 
     def _specular(self, points: Points, direction: Points) -> Array:
         """Return the echo amplitude by the angle between shaft and beam."""
-        cosine = np.sum(self._beams.direction(points) * direction[:, :2], axis=1)
-        sine = np.sqrt(np.clip(1.0 - cosine**2, 0.0, 1.0))
+        ways = self._beams.direction(points)
+        cosine = ways[:, 0] * direction[:, 0] + ways[:, 1] * direction[:, 1]
+        sine = np.sqrt(np.maximum(1.0 - cosine**2, 0.0))
         level = 10.0 ** (self._scan.needle_db / 20.0)
         # Mirror lobe about 12 degrees wide on a diffuse floor: ground steel.
-        lobe = np.exp(-0.5 * (np.arccos(np.clip(sine, 0.0, 1.0)) / 0.21) ** 2)
+        lobe = np.exp(-0.5 * (np.arccos(sine) / 0.21) ** 2)
         return np.asarray(level * (0.36 * sine**2 + 0.64 * lobe))
 
     def splat(self, shaft: Shaft, passed: Polar, echo: Polar) -> tuple[slice, slice]:
@@ -136,8 +137,7 @@ class ShaftEcho:
         window = (slice(top, samples), slice(int(column.min()), int(column.max()) + 1))
         below = np.arange(top, samples)[:, None] > first[window[1]] + 4
         light = np.where(below, np.asarray(1.0 - depth[window[1]], np.float32), np.float32(1.0))
-        for part in parts:
-            part[window] *= light
+        parts[:, window[0], window[1]] *= light
 
 
 def _roughness(seed: int) -> NDArray[np.float64]:

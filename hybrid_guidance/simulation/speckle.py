@@ -16,8 +16,9 @@ from hybrid_guidance.simulation.beams import Beams, Polar, Scan
 Window = tuple[slice, slice]
 
 SIZE = 128
-# Cells are 25 fractional bits of 32: what overflows is whole periods.
-_BITS, _FRACTION = 7, 25
+_BITS = 7
+_BLOCK = 120
+_UNTOUCHED = np.ones(1, np.float32)
 
 
 class Speckle:
@@ -31,30 +32,68 @@ class Speckle:
 
     def __init__(self, beams: Beams, scan: Scan, seed: int) -> None:
         self._beams, self._cell, self._seed = beams, scan.cell, seed
-        self._scatterers = _scatterers(seed)
-        self._rows = np.arange(beams.shape[0], dtype=np.uint32)[:, None]
-        self._index, self._cells = (np.empty(beams.shape, np.uint32) for _ in range(2))
+        self._scatterers, self._axes = _scatterers(seed), (2, 1, 0)
+        samples, columns = beams.shape
+        self._rows = np.stack([np.arange(samples), np.ones(samples)], axis=-1).astype(np.float32)
+        # Beside so large a number a float of 32 bits is a fixed-point number: its last bits are
+        # fractions of a cell, the next ones whole cells, and what lies above is whole periods.
+        power = max(int(np.ceil(np.log2(scan.depth / scan.cell + SIZE))) + 1, 10)
+        self._fraction, self._offset = 23 - power, 1.5 * 2.0**power
+        self._cells = np.empty((3, _BLOCK, columns), np.float32)
+        self._pairs = np.empty(beams.shape, np.int16)
+        self._across = np.empty(beams.shape, np.float32)
         self._axial = kernel(scan.pulse / beams.step)
         self._zones = self._lateral(scan)
         self.gain = self._unit_gain()
-        self._moment = -1, 0, 0
         self._bank = self._noise_bank(10.0 ** (scan.noise_db / 20.0))
 
     def scattered(self, patient_T_image: Transform) -> tuple[NDArray[np.int8], NDArray[np.int8]]:
         """Return real and imaginary part of the scatterers at every sample, (samples, beams)."""
+        self._turn(np.abs(patient_T_image[:3, 0]))
         starts, ways = self._beams.along(patient_T_image)
-        index = self._index
-        for axis, cells in ((0, index), (1, self._cells), (2, self._cells)):
-            np.multiply(self._rows, _fixed(ways[axis] * (self._beams.step / self._cell)),
-                        out=cells)
-            cells += _fixed(starts[axis] / self._cell)
-            cells >>= np.uint32(_FRACTION - axis * _BITS)
-            if axis:
-                cells &= np.uint32((SIZE - 1) << axis * _BITS)
-                index |= cells
-        pairs = self._scatterers.take(index.view(np.int32))
-        real, imaginary = cv2.split(pairs.view(np.int8).reshape(*index.shape, 2))
+        lines = np.stack([ways * (self._beams.step / self._cell),
+                          starts / self._cell % SIZE + self._offset], axis=1).astype(np.float32)
+        lines = lines[list(self._axes[::-1])]
+        for first in range(0, len(self._rows), _BLOCK):
+            self._gather(slice(first, first + _BLOCK), lines)
+        real, imaginary = cv2.split(self._pairs.view(np.int8).reshape(*self._pairs.shape, 2))
         return np.asarray(real, np.int8), np.asarray(imaginary, np.int8)
+
+    def _turn(self, across: Array) -> None:
+        """Lay scatterers out so that those beside each other in a row of samples are in memory.
+
+        Args:
+            across: (3,) how far the slice's lateral axis runs along x, y and z.
+        """
+        if across.max() <= 1.3 * across[self._axes[2]]:
+            return
+        last = int(np.argmax(across))
+        axes = (*(axis for axis in self._axes if axis != last), last)
+        volume = self._scatterers.reshape((SIZE,) * 3)
+        turned = volume.transpose([self._axes.index(axis) for axis in axes])
+        self._axes, self._scatterers = (axes[0], axes[1], axes[2]), turned.reshape(-1)
+
+    def _gather(self, block: slice, lines: Polar) -> None:
+        """Look up the pairs of some samples of all beams; few enough to stay in the cache.
+
+        Args:
+            block: samples.
+            lines: (3, 2, beams) cells from a sample to the next, and at the first; along the axis
+                of neighbours in memory first.
+        """
+        rows, fraction = self._rows[block], self._fraction
+        cells = self._cells[:, :len(rows)]
+        for along, line in zip(cells, lines, strict=True):
+            np.dot(rows, line, out=along)
+        index, row, layer = (along.view(np.uint32) for along in cells)
+        for along in (index, row, layer):
+            along &= np.uint32((SIZE - 1) << fraction)
+        index >>= np.uint32(fraction)
+        row >>= np.uint32(fraction - _BITS)
+        layer <<= np.uint32(2 * _BITS - fraction)
+        index |= row
+        index |= layer
+        self._scatterers.take(index.view(np.int32), out=self._pairs[block], mode='clip')
 
     def blur(self, field: Polar, result: Polar, window: Window | None = None) -> Polar:
         """Convolve with the pulse and with the beam of each depth zone.
@@ -66,25 +105,26 @@ class Speckle:
         """
         rows, columns = window or (slice(0, len(field)), slice(0, field.shape[1]))
         reach = len(self._axial) // 2
+        top, bottom = max(rows.start - reach, 0), min(rows.stop + reach, len(field))
         for first, last, lateral in self._zones:
-            first, last = max(first, rows.start), min(last, rows.stop)
-            if first >= last:
-                continue
-            top, bottom = max(first - reach, 0), min(last + reach, len(field))
-            part = cv2.sepFilter2D(field[top:bottom, columns], -1, lateral, self._axial,
-                                   borderType=cv2.BORDER_REPLICATE)
-            result[first:last, columns] = part[first - top:last - top]
+            part = slice(max(first, top), min(last, bottom)), columns
+            if part[0].start < part[0].stop:
+                cv2.sepFilter2D(field[part], -1, lateral, _UNTOUCHED, dst=self._across[part],
+                                borderType=cv2.BORDER_REPLICATE)
+        across = self._across[top:bottom, columns]
+        if across.shape == result.shape:
+            cv2.sepFilter2D(across, -1, _UNTOUCHED, self._axial, dst=result,
+                            borderType=cv2.BORDER_REPLICATE)
+            return result
+        found = cv2.sepFilter2D(across, -1, _UNTOUCHED, self._axial,
+                                borderType=cv2.BORDER_REPLICATE)
+        result[rows, columns] = found[rows.start - top:rows.stop - top]
         return result
 
     def noise(self, time: float) -> tuple[Polar, Polar]:
         """Return the electronic noise of a moment, real and imaginary."""
-        moment = round(abs(time) * 1e6)
-        # Asked for twice in a moment: by the picture and by the colour in it.
-        if self._moment[0] != moment:
-            rng = np.random.default_rng((self._seed, moment))
-            top, left = rng.integers(0, 64, 2).tolist()
-            self._moment = moment, top, left
-        _, top, left = self._moment
+        chosen = _mixed(round(abs(time) * 1e6) ^ _mixed(self._seed))
+        top, left = chosen & 63, chosen >> 6 & 63
         samples, beams = self._beams.shape
         window = (slice(top, top + samples), slice(left, left + beams))
         return self._bank[0][window], self._bank[1][window]
@@ -131,13 +171,19 @@ class Speckle:
                         ) * np.float32(level)
 
 
-def _fixed(cells: Array) -> NDArray[np.uint32]:
-    """Return cells in fixed point, modulo the period of the scatterers."""
-    return np.round(cells * 2.0**_FRACTION).astype(np.int64).astype(np.uint32)
+def _mixed(number: int) -> int:
+    """Return 64 bits that look random (SplitMix64, Steele et al., OOPSLA 2014)."""
+    number = (number * 0x9E3779B97F4A7C15) & _WORD
+    number = ((number ^ number >> 30) * 0xBF58476D1CE4E5B9) & _WORD
+    number = ((number ^ number >> 27) * 0x94D049BB133111EB) & _WORD
+    return number ^ number >> 31
+
+
+_WORD = 2**64 - 1
 
 
 def _scatterers(seed: int) -> NDArray[np.int16]:
-    """Return a periodic volume of complex normal noise: two int8 in one int16."""
+    """Return a periodic volume of complex normal noise: two int8 in one int16, (z, y, x) cells."""
     rng = np.random.default_rng((seed, 4))
     parts = rng.standard_normal((SIZE**3, 2), dtype=np.float32)
     np.clip(np.round(parts * 32.0, out=parts), -127, 127, out=parts)

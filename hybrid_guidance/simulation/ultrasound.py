@@ -14,9 +14,9 @@ from hybrid_guidance.geometry.projection import Projection
 from hybrid_guidance.geometry.rigid import inverse, is_still
 from hybrid_guidance.geometry.types import Transform
 from hybrid_guidance.procedure import Probe
-from hybrid_guidance.simulation.acoustics import make_acoustics
+from hybrid_guidance.simulation.acoustics import Acoustics, make_acoustics
 from hybrid_guidance.simulation.anatomy import Patient
-from hybrid_guidance.simulation.beams import COARSE, Beams, Polar, Scan
+from hybrid_guidance.simulation.beams import COARSE, Beams, Polar, Scan, summed_down
 from hybrid_guidance.simulation.bone_echo import BoneEcho, Surface
 from hybrid_guidance.simulation.clutter import Clutter
 from hybrid_guidance.simulation.flow import heartbeat
@@ -50,10 +50,11 @@ class UltrasoundRenderer:
         self.scan = scan or Scan()
         self.pulsation = pulsation
         self.beams = Beams(probe, self.scan)
-        self._acoustics = make_acoustics(patient, seed)
+        self._seed = seed
+        self._kept: Acoustics | None = None
         self._speckle = Speckle(self.beams, self.scan, seed)
         self._shafts = ShaftEcho(self.beams, self.scan, seed)
-        self._bone = BoneEcho(self._acoustics, self.beams, self.scan, self._speckle)
+        self._bone = BoneEcho(self.beams, self.scan, self._speckle)
         self._clutter = Clutter(self.beams)
         self._vessels: Vessels | None = None
         self._sector, self._maps = self._conversion()
@@ -67,6 +68,7 @@ class UltrasoundRenderer:
         self._frame = np.zeros((2, *shape), np.float32)
         self._passed = np.ones((len(self.beams.coarse), shape[1]), np.float32)
         self._echo, self._blurred, self._level = (np.zeros(shape, np.float32) for _ in range(3))
+        self._shades = np.zeros(shape, np.uint8)
 
     def _conversion(self) -> tuple[Window, tuple[NDArray[np.int16], NDArray[np.uint16]]]:
         """Return the window of the picture that the sector fills, and its maps."""
@@ -107,16 +109,25 @@ class UltrasoundRenderer:
         Returns:
             (H, W) uint8, black outside the sector; the caller owns it.
         """
-        level = self._level
-        self._complex(patient_T_image, needles, time, noise=True, fluids=fluids)
-        cv2.magnitude(self._frame[0], self._frame[1], magnitude=level)
-        cv2.max(level, 1e-12, dst=level)
-        cv2.log(level, dst=level)
-        grey = cv2.addWeighted(level, self._grey, self._offset, 1.0, 0.0, dtype=cv2.CV_8U)
+        self._complex(patient_T_image, needles, time, noise=False, fluids=fluids)
+        grey = self._compressed(self._speckle.noise(time))
         picture = np.zeros((self.projection.height, self.projection.width), np.uint8)
-        picture[self._sector] = cv2.remap(grey, *self._maps, cv2.INTER_LINEAR,
-                                          borderMode=cv2.BORDER_CONSTANT)
+        cv2.remap(grey, *self._maps, cv2.INTER_LINEAR, dst=picture[self._sector],
+                  borderMode=cv2.BORDER_CONSTANT)
         return picture
+
+    def _compressed(self, noise: tuple[Polar, Polar]) -> NDArray[np.uint8]:
+        """Return the grey of every sample, which the next call reuses; adds noise to the frame."""
+        real, imaginary = self._frame
+        for first in range(0, len(self._shades), _STRIP):
+            rows = slice(first, first + _STRIP)
+            cv2.add(real[rows], noise[0][rows], dst=real[rows])
+            cv2.add(imaginary[rows], noise[1][rows], dst=imaginary[rows])
+            level = cv2.magnitude(real[rows], imaginary[rows], magnitude=self._level[rows])
+            cv2.log(level, dst=level)
+            cv2.addWeighted(level, self._grey, self._offset[rows], 1.0, 0.0,
+                            dst=self._shades[rows], dtype=cv2.CV_8U)
+        return self._shades
 
     def envelope(self, patient_T_image: Transform, needles: Sequence[Needle] = (),
                  time: float = 0.0, noise: bool = True,
@@ -199,7 +210,7 @@ class UltrasoundRenderer:
         if window is None:
             return
         level = fluid.level(inverse(image_T_fluid), self._x[window], self._y[window])
-        held = np.clip((1.0 - level) * np.float32(reach / 0.002) + 0.5, 0.0, 1.0)
+        held = np.minimum(np.maximum((1.0 - level) * np.float32(reach / 0.002) + 0.5, 0.0), 1.0)
         left, top, width, height = cv2.boundingRect((held > 0.0).astype(np.uint8))
         if not width:
             return
@@ -209,7 +220,7 @@ class UltrasoundRenderer:
         inside[:height] = held[top:top + height, left:left + width]
         gained = (2.0 * 100.0 * COARSE * self.beams.step * self.probe.frequency / 1e6
                   * _FLUID_GAIN / _DB)
-        share = cv2.exp((np.cumsum(inside, axis=0) - 0.375 * inside) * np.float32(gained))
+        share = cv2.exp((summed_down(inside) - 0.375 * inside) * np.float32(gained))
         share *= 1.0 - inside * np.float32(1.0 - 10.0 ** (_FLUID_DB / 20.0))
         below = slice(COARSE * first, self.beams.shape[0])
         fine = self.beams.fine(share)[:below.stop - below.start]
@@ -244,16 +255,18 @@ class UltrasoundRenderer:
 
     def _look(self, patient_T_image: Transform) -> None:
         """Fill everything that depends on the probe's pose but not on needles."""
-        bone, scatter_db, sheet, attenuation = self._acoustics.seen(patient_T_image, self.beams)
+        acoustics = self._acoustics(patient_T_image)
+        bone, scatter_db, sheet, attenuation = acoustics.seen(patient_T_image, self.beams)
         contact = self._contact(scatter_db)
-        surface = self._bone.surface(patient_T_image, bone)
+        surface = self._bone.surface(patient_T_image, acoustics, bone)
         # A row is bone from its surface on, sharper than voxels are.
-        solid = np.clip(2.0 * bone - np.float32(0.5), 0.0, 1.0)
+        solid = np.minimum(np.maximum(2.0 * bone - np.float32(0.5), 0.0), 1.0)
         # Amplitude, there and back: 2 · 100 cm/m; bone takes about 25 dB/(cm·MHz), ICRU 61.
-        loss = (attenuation * (1.0 - solid) + 25.0 * solid) * np.float32(
+        loss = (attenuation + (25.0 - attenuation) * solid) * np.float32(
             2.0 * 100.0 * COARSE * self.beams.step * self.probe.frequency / 1e6 / _DB)
-        # Up to the middle of a row: of its four samples one and a half lie beyond.
-        passed = cv2.exp(0.375 * loss - np.cumsum(loss, axis=0))
+        # Up to the middle of a row: of its four samples one and a half lie beyond. Nothing is
+        # left of 350 dB, but numbers so small that processors halt over them.
+        passed = cv2.exp(cv2.max(0.375 * loss - summed_down(loss), -40.0))
         passed *= contact
         self._passed = passed
         coherent = self._interfaces(sheet, passed)
@@ -265,6 +278,13 @@ class UltrasoundRenderer:
         self._bone.add(surface, passed, (real, imaginary), (coherent, incoherent))
         self._speckle.blur(coherent, self._tissue[0])
         self._speckle.blur(incoherent, self._tissue[1])
+
+    def _acoustics(self, patient_T_image: Transform) -> Acoustics:
+        """Return the patient's acoustics; anew, in half a second, if the slice has turned over."""
+        if self._kept is None or not self._kept.suits(patient_T_image):
+            self._kept = None  # Only one of them is in memory.
+            self._kept = make_acoustics(self.patient, self._seed, patient_T_image)
+        return self._kept
 
     def _scattering(self, scatter_db: Polar, surface: Surface) -> Polar:
         """Return the amplitude of speckle at every sample: of tissue, and of clutter over it."""
@@ -281,12 +301,13 @@ class UltrasoundRenderer:
 
         Fills what is filled with the echo of fat, in place; returns (beams,) transmission.
         """
-        air = scatter_db < -70.0
-        gap = np.argmin(air, axis=0)
-        gap[np.all(air, axis=0)] = len(air)
-        bulge = np.arange(len(air))[:, None] <= gap
-        scatter_db[bulge & air] = -34.0
-        passed = np.clip((0.013 - gap * (COARSE * self.beams.step)) / 0.003, 0.0, 1.0)
+        # No deeper than no sound gets through: what lies there is not seen.
+        air = scatter_db[:int(0.013 / (COARSE * self.beams.step)) + 2] < -70.0
+        above = np.logical_and.accumulate(air, axis=0)
+        scatter_db[:len(air)][above] = -34.0
+        gap = above.sum(axis=0)
+        passed = np.minimum(np.maximum((0.013 - gap * (COARSE * self.beams.step)) / 0.003, 0.0),
+                            1.0)
         return np.asarray(passed[None, :], np.float32)
 
     def _interfaces(self, sheet: Polar, passed: Polar) -> Polar:
@@ -306,6 +327,8 @@ class UltrasoundRenderer:
 
 
 _DB = 20.0 / float(np.log(10.0))
+# Samples whose numbers stay in the processor's cache.
+_STRIP = 60
 _SHEET_LEVEL = 0.045
 _SHEET_SCATTER_DB = 9.0
 # Of an injectate: echo against the tissue that it takes the place of, dB, and how much less it

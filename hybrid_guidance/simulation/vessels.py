@@ -134,6 +134,10 @@ class Vessels:
     def _lay(self, picture: NDArray[np.uint8], paint: NDArray[np.uint8],
              cover: NDArray[np.uint8]) -> None:
         """Put paint on the picture where there is cover, in place."""
+        # A scanner averages over neighbours, too: no single hole, no corner.
+        cover = np.asarray(cv2.GaussianBlur(cover, (3, 3), 0.0), np.uint8)
+        paint = np.asarray(cv2.divide(cv2.GaussianBlur(paint, (3, 3), 0.0), cv2.cvtColor(
+            cover, cv2.COLOR_GRAY2BGR), scale=255.0), np.uint8)
         left, top, width, height = cv2.boundingRect(cover)
         x, y = (part[top:top + height, left:left + width] for part in (self._x, self._y))
         pixels = self._projection.pixels(np.stack(

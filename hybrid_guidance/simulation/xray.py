@@ -15,7 +15,7 @@ from hybrid_guidance.geometry.rigid import inverse, is_still, transform_points
 from hybrid_guidance.geometry.types import Array, Points, Transform
 from hybrid_guidance.simulation.anatomy import Grid, Patient
 from hybrid_guidance.simulation.injectate import Injectate
-from hybrid_guidance.simulation.instruments import Needle
+from hybrid_guidance.simulation.instruments import Marker, Needle
 from hybrid_guidance.simulation.tissues import WATER_LEVEL, density_table
 
 Picture = NDArray[np.float32]
@@ -35,6 +35,10 @@ _WEDGE_REACH = 0.18
 _NEAREST = 0.01
 # Rays are summed at this share of a voxel's edge: beyond it the bones would lose their edges.
 _PITCH = 0.75
+# Pixels: a cylinder of a larger radius is seen by four rays a pixel, a finer one by sixteen.
+_THICK = 8.0
+# Rows of a picture whose numbers stay in the processor's cache.
+_STRIP = 32
 # Photons per m² and Gy of air kerma, RQA5 (IEC 62220-1: 30 174 per mm² and µGy).
 PHOTONS_PER_KERMA = 30174e12
 # Air kerma at 1 m from the source, Gy/(mA·s) at 80 kVp, rising with the square of the voltage:
@@ -113,7 +117,7 @@ class XrayRenderer:
         self._size = (projection.width, projection.height)
         density = patient.density
         if density is None:
-            density = np.asarray(cv2.LUT(patient.labels, density_table()), np.uint8)
+            density = _densities(patient)
         self._soft = Stack(density, patient.grid)
         self._bone = Stack(patient.mineral, patient.grid)
         self._around = (None if patient.surround is None
@@ -131,32 +135,38 @@ class XrayRenderer:
         self._allocate()
 
     def render(self, patient_T_optical: Transform, needles: Sequence[Needle] = (),
-               fluids: Sequence[Injectate] = ()) -> NDArray[np.uint16]:
+               fluids: Sequence[Injectate] = (),
+               markers: Sequence[Marker] = ()) -> NDArray[np.uint16]:
         """Return one pulse.
 
         Args:
             patient_T_optical: (4, 4) pose of the X-ray source.
             needles: steel in the beam.
             fluids: contrast medium in the beam; fluid without iodine is taken for tissue.
+            markers: balls of steel in the beam.
 
         Returns:
             (H, W) uint16 detector counts, proportional to photons; the caller owns it.
         """
-        mean = self.expected(patient_T_optical, needles, fluids)
-        if self.technique.noise:
-            deviation = self._deviation
-            cv2.multiply(deviation, self._noise(), dst=self._out)
-            cv2.add(self._out, mean, dst=self._out)
-        else:
-            self._out[:] = mean
-        # Rounds and saturates in one pass.
-        counts = cv2.multiply(self._out, self._gain, dtype=cv2.CV_16U)
+        mean = self.expected(patient_T_optical, needles, fluids, markers)
+        counts = np.empty(mean.shape, np.uint16)
+        noise = self._noise() if self.technique.noise else None
+        for first in range(0, len(mean), _STRIP):
+            rows = slice(first, first + _STRIP)
+            part = mean[rows]
+            if noise is None:
+                cv2.multiply(part, self._gain, dst=counts[rows], dtype=cv2.CV_16U)
+                continue
+            rest = cv2.multiply(self._deviation[rows], noise[rows], dst=self._out[:len(part)])
+            # Adds, rounds and saturates in one pass.
+            cv2.addWeighted(part, self._gain, rest, self._gain, 0.0, dst=counts[rows],
+                            dtype=cv2.CV_16U)
         if self._bent is not None:
             counts = cv2.remap(counts, *self._bent, cv2.INTER_LINEAR)
         return np.asarray(counts, np.uint16)
 
     def expected(self, patient_T_optical: Transform, needles: Sequence[Needle] = (),
-                 fluids: Sequence[Injectate] = ()) -> Picture:
+                 fluids: Sequence[Injectate] = (), markers: Sequence[Marker] = ()) -> Picture:
         """Return the mean recorded photons per pixel, (H, W) float32, before noise.
 
         The array is reused by the next call.
@@ -169,7 +179,9 @@ class XrayRenderer:
                 self._mean[window] = self._still[window]
                 self._deviation[window] = self._still_deviation[window]
         shown = [fluid for fluid in fluids if fluid.iodine > 0.0]
-        self._dirty = list(self._insert(patient_T_optical, needles, shown))
+        steel = [part for needle in needles for part in _cylinders(needle)]
+        balls = [_Ball(marker.centre, marker.diameter / 2) for marker in markers]
+        self._dirty = list(self._insert(patient_T_optical, [*steel, *balls], shown))
         return self._mean
 
     def line_integrals(self, patient_T_optical: Transform) -> tuple[Picture, Picture]:
@@ -222,21 +234,23 @@ class XrayRenderer:
         self._scatter: Picture = np.zeros(shape, np.float32)
         self._deviation: Picture = np.zeros(shape, np.float32)
         self._still_deviation: Picture = np.zeros(shape, np.float32)
-        self._out: Picture = np.zeros(shape, np.float32)
+        self._out: Picture = np.zeros((_STRIP, shape[1]), np.float32)
         self._bins: list[Picture] = [np.zeros(shape, np.float32) for _ in self._weights]
 
     def _noise_bank(self) -> Picture:
-        """Unit normal noise, larger than an image so that each pulse takes another part."""
-        shape = (self._size[1] + 128, self._size[0] + 128)
+        """Unit normal noise, larger than an image so that each pulse takes another part.
+
+        Kept as seen in a mirror, too: OpenCV would copy what is turned over only for it.
+        """
+        shape = (2, self._size[1] + 128, self._size[0] + 128)
         bank = np.empty(shape, np.float32)
-        self._rng.standard_normal(dtype=np.float32, out=bank)
+        self._rng.standard_normal(dtype=np.float32, out=bank[0])
+        bank[1] = bank[0, ::-1, ::-1]
         return bank
 
     def _noise(self) -> Picture:
-        top, left = (int(value) for value in self._rng.integers(0, 128, 2))
-        part = self._bank[top:top + self._size[1], left:left + self._size[0]]
-        flip = int(self._rng.integers(0, 4))
-        return part[::1 - 2 * (flip & 1), ::1 - (flip & 2)]
+        top, left, side = self._rng.integers(0, (128, 128, 2)).tolist()
+        return self._bank[side, top:top + self._size[1], left:left + self._size[0]]
 
     def _spread(self, picture: Picture, sigma: float) -> Picture:
         if sigma <= 0.0:
@@ -331,14 +345,14 @@ class XrayRenderer:
         wide = cv2.resize(wide, primary.shape[::-1], interpolation=cv2.INTER_LINEAR)
         return np.asarray(wide * (ratio * primary[body].mean() / wide[body].mean()), np.float32)
 
-    def _insert(self, patient_T_optical: Transform, needles: Sequence[Needle],
+    def _insert(self, patient_T_optical: Transform, steel: Sequence['_Solid'],
                 fluids: Sequence[Injectate]) -> Iterator[tuple[slice, slice]]:
-        """Put needles and contrast medium into the mean image, each only where it is."""
+        """Put steel and contrast medium into the mean image, each only where it is."""
         optical_T_patient = inverse(patient_T_optical)
         margin = int(np.ceil(4 * self._blur_pixels)) + 2
-        for window in _windows(self.projection, optical_T_patient, needles, fluids, margin):
+        for window in _windows(self.projection, optical_T_patient, steel, fluids, margin):
             primary = np.zeros([piece.stop - piece.start for piece in window], np.float32)
-            passed = self._passed(window, optical_T_patient, needles)
+            passed = self._passed(window, optical_T_patient, steel)
             for fluid in fluids:
                 iodine = self._fluid(window, optical_T_patient @ fluid.pose, fluid)
                 for share, attenuation in zip(passed, IODINE, strict=True):
@@ -366,15 +380,16 @@ class XrayRenderer:
         return np.asarray(cv2.remap(chords, *maps, cv2.INTER_LINEAR))
 
     def _passed(self, window: tuple[slice, slice], optical_T_patient: Transform,
-                needles: Sequence[Needle]) -> Picture:
+                steel: Sequence['_Solid']) -> Picture:
         """Return the share of each energy bin that steel lets through, (bins, h, w)."""
         shape = [piece.stop - piece.start for piece in window]
         passed = np.ones((len(STEEL), *shape), np.float32)
-        for needle in needles:
-            for part in _cylinders(needle):
-                rows, columns, chords = part.chords(window, self.projection, optical_T_patient)
-                for share, attenuation in zip(passed, STEEL, strict=True):
-                    share[rows, columns] *= np.exp(chords * np.float32(-attenuation)).mean(axis=1)
+        for solid in steel:
+            rows, columns, chords = solid.chords(window, self.projection, optical_T_patient)
+            if not len(rows):
+                continue
+            for share, attenuation in zip(passed, STEEL, strict=True):
+                share[rows, columns] *= cv2.exp(chords * np.float32(-attenuation)).mean(axis=0)
         return passed
 
 
@@ -476,6 +491,17 @@ class Stack:
         return np.asarray(self._grid.spacing * length / np.abs(along), np.float32)
 
 
+def _densities(patient: Patient) -> NDArray[np.uint8]:
+    """Return the densities of a patient's tissues, less what the surround has of them already."""
+    density = np.asarray(cv2.LUT(patient.labels, density_table()), np.uint8)
+    if patient.surround is not None and patient.surround.left is not None:
+        z, y, x = patient.surround.left
+        flat = np.outer(y, x).astype(np.float32)
+        for layer, share in zip(density, z, strict=True):
+            cv2.multiply(layer, flat, dst=layer, scale=float(share), dtype=cv2.CV_8U)
+    return density
+
+
 def _upsampled(stack: Stack, matrix: Array, patient_T_optical: Transform,
                shape: tuple[int, int], step: int) -> Picture:
     coarse = (-(-shape[0] // step), -(-shape[1] // step))
@@ -508,30 +534,110 @@ class _Cylinder:
         A pixel is wide against a needle, so each has several rays.
 
         Returns:
-            Rows and columns within the window, (N,) each, and (N, rays) metres.
+            Rows and columns within the window, (N,) each, and (rays, N) metres.
         """
         ends = transform_points(optical_T_patient, self.ends)
         rows, columns = _near(projection, window, ends, self.radius)
-        first = np.array([window[1].start, window[0].start])
-        pixels = np.stack([columns, rows], axis=-1)[:, None, :] + first + _SUBPIXELS
+        if not len(rows):
+            return rows, columns, np.zeros((1, 0), np.float32)
+        thick = self.radius * _focal(projection) / float(ends[:, 2].min()) > _THICK
+        first = np.array([[window[1].start], [window[0].start]])
+        pixels = np.stack([columns, rows]) + first
         cylinder_T_optical = inverse(optical_T_patient @ self.pose)
-        rays = _directions(projection, pixels) @ cylinder_T_optical[:3, :3].T
-        source = cylinder_T_optical[:3, 3]
-        chord = self._chord(rays, source, self.radius)
+        rays = _Rays.through(pixels, _subpixels(2 if thick else 4), projection, cylinder_T_optical)
+        chord = rays.chord(self.radius, -self.end, -self.start)
         if self.bore > 0.0:
-            chord -= self._chord(rays, source, self.bore)
-        return rows, columns, np.asarray(self.steel * chord, np.float32)
+            chord -= rays.chord(self.bore, -self.end, -self.start)
+        chord *= np.float32(self.steel)
+        return rows, columns, chord
 
-    def _chord(self, rays: Array, source: Points, radius: float) -> Array:
-        """Return the metres inside for (..., 3) unit rays from ``source``, cylinder frame."""
-        a = np.maximum(rays[..., 0] ** 2 + rays[..., 1] ** 2, 1e-12)
-        b = rays[..., 0] * source[0] + rays[..., 1] * source[1]
-        root = np.sqrt(np.maximum(b * b - a * (source[0]**2 + source[1]**2 - radius**2), 0.0))
-        near, far = (-b - root) / a, (-b + root) / a
-        slope = np.where(np.abs(rays[..., 2]) < 1e-9, 1e-9, rays[..., 2])
-        first, last = (-self.end - source[2]) / slope, (-self.start - source[2]) / slope
-        return np.asarray(np.maximum(np.minimum(far, np.maximum(first, last))
-                                     - np.maximum(near, np.minimum(first, last)), 0.0))
+
+@dataclass(frozen=True)
+class _Rays:
+    """Rays through a cylinder about the z axis of its frame, parametrised by depth.
+
+    Attributes:
+        way: (3, rays, N) per metre of depth.
+        towards: (rays, N) what of the way leads to the axis, times the source's distance.
+        aside: (rays, N) what leads past it, likewise.
+        lengths: (N,) metres of a ray per metre of depth.
+        height: of the source, z, metres.
+    """
+
+    way: Picture
+    towards: Picture
+    aside: Picture
+    lengths: Picture
+    height: float
+
+    @classmethod
+    def through(cls, pixels: Array, offsets: Array, projection: Projection,
+                cylinder_T_optical: Transform) -> '_Rays':
+        """Return the rays of (2, N) pixels, each at (2, rays) offsets from its middle."""
+        matrix, middle = projection.matrix, pixels.mean(axis=1)
+        focal, centre = matrix[[0, 1], [0, 1]], matrix[:2, 2]
+        x, y, height = cylinder_T_optical[:3, 3]
+        rotation = cylinder_T_optical[:3, :3]
+        # All of it is linear in the pixel. Counted from the middle of the shadow, where a ray
+        # meets the axis, differences of large numbers are taken here, in 64 bits.
+        parts = np.vstack([rotation, x * rotation[0] + y * rotation[1],
+                           x * rotation[1] - y * rotation[0]])
+        slopes = parts[:, :2] / focal
+        tangents = (pixels - centre[:, None]) / focal[:, None]
+        start = parts @ np.append((middle - centre) / focal, 1.0)
+        values = (start[:, None] + slopes @ (pixels - middle[:, None])).astype(np.float32)
+        whole = values[:, None, :] + (slopes @ offsets).astype(np.float32)[:, :, None]
+        lengths = np.sqrt(1.0 + (tangents**2).sum(axis=0))
+        return cls(whole[:3], whole[3], whole[4], lengths.astype(np.float32), float(height))
+
+    def chord(self, radius: float, low: float, high: float) -> Picture:
+        """Return the metres inside a cylinder between two heights, (rays, N)."""
+        x, y, z = self.way
+        across = np.maximum(x * x + y * y, np.float32(1e-12))
+        root = across * np.float32(radius**2)
+        root -= self.aside * self.aside
+        np.sqrt(np.maximum(root, 0.0, out=root), out=root)
+        near, far = -self.towards - root, root - self.towards
+        near /= across
+        far /= across
+        slope = np.where(np.abs(z) < 1e-9, np.float32(1e-9), z)
+        first, last = (np.float32(end - self.height) / slope for end in (low, high))
+        np.maximum(near, np.minimum(first, last), out=near)
+        np.minimum(far, np.maximum(first, last, out=first), out=far)
+        far -= near
+        np.maximum(far, 0.0, out=far)
+        far *= self.lengths
+        return np.asarray(far)
+
+
+@dataclass(frozen=True)
+class _Ball:
+    """A solid ball."""
+
+    centre: Points
+    radius: float
+
+    @property
+    def ends(self) -> Points:
+        return np.stack([self.centre, self.centre])
+
+    def chords(self, window: tuple[slice, slice], projection: Projection,
+               optical_T_patient: Transform) -> (
+            tuple[NDArray[np.int64], NDArray[np.int64], Picture]):
+        """Return what ``_Cylinder.chords`` does: a ray at d from the middle has 2 √(r² - d²)."""
+        rows, columns = _near(projection, window, transform_points(optical_T_patient, self.ends),
+                              self.radius)
+        first = np.array([[window[1].start], [window[0].start]])
+        matrix = projection.matrix
+        pixels = (np.stack([columns, rows]) + first)[:, None, :] + _subpixels(4)[:, :, None]
+        u, v = ((pixels[axis] - matrix[axis, 2]) / matrix[axis, axis] for axis in (0, 1))
+        x, y, z = transform_points(optical_T_patient, self.centre)
+        beside = (y - z * v) ** 2 + (z * u - x) ** 2 + (x * v - y * u) ** 2
+        square = self.radius**2 - beside / (1.0 + u * u + v * v)
+        return rows, columns, np.asarray(2.0 * np.sqrt(np.maximum(square, 0.0)), np.float32)
+
+
+_Solid = _Cylinder | _Ball
 
 
 def _bent(size: tuple[int, int], distortion: float) -> tuple[Picture, Picture] | None:
@@ -618,21 +724,20 @@ def _bounds(projection: Projection, ends: Points, radius: float,
     return rows, columns
 
 
-def _windows(projection: Projection, optical_T_patient: Transform, needles: Sequence[Needle],
+def _windows(projection: Projection, optical_T_patient: Transform, steel: Sequence['_Solid'],
              fluids: Sequence[Injectate], margin: int) -> Iterator[tuple[slice, slice]]:
-    """Return boxes that hold all needles and fluids and do not overlap."""
+    """Return boxes that hold all steel and fluids and do not overlap."""
     boxes = []
     for fluid in fluids:
         middle = transform_points(optical_T_patient, np.stack([fluid.pose[:3, 3]] * 2))
         rows, columns = _bounds(projection, middle, fluid.reach, 2 * margin)
         if rows.start < rows.stop and columns.start < columns.stop:
             boxes.append((rows, columns))
-    for needle in needles:
-        for part in _cylinders(needle):
-            ends = transform_points(optical_T_patient, part.ends)
-            rows, columns = _bounds(projection, ends, part.radius, 2 * margin)
-            if rows.start < rows.stop and columns.start < columns.stop:
-                boxes.append((rows, columns))
+    for solid in steel:
+        ends = transform_points(optical_T_patient, solid.ends)
+        rows, columns = _bounds(projection, ends, solid.radius, 2 * margin)
+        if rows.start < rows.stop and columns.start < columns.stop:
+            boxes.append((rows, columns))
     yield from _merged(boxes)
 
 
@@ -694,14 +799,7 @@ def _focal(projection: Projection) -> float:
     return float(max(projection.matrix[0, 0], projection.matrix[1, 1]))
 
 
-def _directions(projection: Projection, pixels: Array) -> Array:
-    """Return the (..., 3) unit rays of (..., 2) pixels in the optical frame."""
-    matrix = projection.matrix
-    rays = np.ones((*pixels.shape[:-1], 3))
-    rays[..., 0] = (pixels[..., 0] - matrix[0, 2]) / matrix[0, 0]
-    rays[..., 1] = (pixels[..., 1] - matrix[1, 2]) / matrix[1, 1]
-    rays /= np.sqrt(rays[..., :1] ** 2 + rays[..., 1:2] ** 2 + 1.0)
-    return rays
-
-
-_SUBPIXELS = np.stack(np.meshgrid(*[np.arange(4) / 4 - 0.375] * 2), axis=-1).reshape(16, 2)
+def _subpixels(count: int) -> Array:
+    """Return the (2, count²) offsets of rays that share a pixel, from its middle."""
+    steps = (np.arange(count) + 0.5) / count - 0.5
+    return np.stack(np.meshgrid(steps, steps)).reshape(2, -1)

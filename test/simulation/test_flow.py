@@ -125,11 +125,11 @@ def test_contrast_medium_is_conserved_on_the_detector() -> None:
 
 def test_a_single_lobe_is_an_ellipsoid_of_its_volume() -> None:
     fluid = Injectate(np.eye(4), 2e-6, lobes=1)
-    _, radii = fluid.ellipsoids()
+    _, radii = fluid.ellipsoids
     assert 4.0 / 3.0 * np.pi * np.prod(radii[0]) == pytest.approx(2e-6)
     across = fluid.chords(np.array([0.0, 0.0, -0.5]), np.eye(3), np.zeros(1), np.zeros(1))
     assert float(across[0, 0]) == pytest.approx(2.0 * radii[0, 2], rel=1e-4)
-    grown = Injectate(np.eye(4), 16e-6, lobes=1).ellipsoids()[1]
+    grown = Injectate(np.eye(4), 16e-6, lobes=1).ellipsoids[1]
     assert np.allclose(grown, 2.0 * radii)
 
 

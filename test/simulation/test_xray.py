@@ -10,7 +10,7 @@ from hybrid_guidance.geometry.projection import Projection
 from hybrid_guidance.geometry.rigid import inverse, pose_along, transform_points
 from hybrid_guidance.procedure import load_procedure
 from hybrid_guidance.simulation.anatomy import Grid, Patient, build_patient, empty_patient
-from hybrid_guidance.simulation.instruments import Needle
+from hybrid_guidance.simulation.instruments import Marker, Needle
 from hybrid_guidance.simulation.render import procedure_needle, xray_renderer
 from hybrid_guidance.simulation.tissues import Tissue
 from hybrid_guidance.simulation.xray import _PITCH, STEEL, Technique, XrayRenderer
@@ -115,6 +115,13 @@ def test_body_goes_on_without_a_seam_outside_the_voxels(patient: Patient) -> Non
     edge = int(511.5 + 3413.3 * 0.031 / 0.65) // 2
     strip = soft[200:280, edge - 60:edge + 60].mean(axis=0)
     assert np.max(np.abs(np.diff(strip))) < 0.003
+    # Nor is there a line along the upper face, 73 mm above the source, before bowel and muscle.
+    top = int(511.5 - 3413.3 * 0.073 / 0.6) // 2
+    columns = slice(int(511.5 - 3413.3 * 0.010 / 0.6) // 2, int(511.5) // 2)
+    across = soft[max(top - 40, 0):top + 60, columns].mean(axis=1)
+    rows = np.arange(len(across))
+    line = np.polyval(np.polyfit(rows, across, 2), rows)
+    assert np.max(np.abs(across - line)) < 0.003
 
 
 def empty(technique: Technique = CLEAN, seed: int = 0) -> XrayRenderer:
@@ -160,6 +167,35 @@ def test_needle_along_the_beam_attenuates_like_its_length() -> None:
     expected = sum(weight * np.exp(-steel * 0.002)
                    for weight, steel in zip(renderer._weights, STEEL, strict=True))
     np.testing.assert_allclose(ratio, expected, rtol=0.01)
+
+
+@pytest.mark.parametrize('roll', [0.0, 0.7])
+def test_steel_balls_darken_their_chords_where_the_matrix_says(roll: float) -> None:
+    """Turned detector, principal point off centre, pixels twice as high as wide; mixed to scale."""
+    wide = Projection.perspective((6000.0, 3000.0), (230.0, 90.0), (401, 203))
+    renderer = XrayRenderer(empty_patient(grid(10)), wide, replace(
+        CLEAN, detector_size=(401 / 6000, 203 / 3000)))
+    pose = look(np.array([0.3, 1.0, 0.2]))
+    turn = np.array([[np.cos(roll), -np.sin(roll), 0], [np.sin(roll), np.cos(roll), 0], [0, 0, 1]])
+    pose[:3, :3] = pose[:3, :3] @ turn
+    balls = [Marker(np.array(place), 0.003) for place in (
+        (0.006, -0.002, 0.004), (-0.001, 0.012, -0.003))]
+    air = renderer.expected(pose).copy()
+    ratio = renderer.expected(pose, markers=balls) / air
+    for ball in balls:
+        seen = inverse(pose) @ np.append(ball.centre, 1.0)
+        place = wide.pixels(seen[:3])
+        column, row = np.rint(place).astype(int)
+        ray = wide.back_project(np.array([column, row], float), 1.0)
+        beside = np.linalg.norm(np.cross(ray, seen[:3])) / np.linalg.norm(ray)
+        chord = 2.0 * np.sqrt(0.0015**2 - beside**2)
+        expected = sum(weight * np.exp(-steel * chord)
+                       for weight, steel in zip(renderer._weights, STEEL, strict=True))
+        assert ratio[row, column] == pytest.approx(expected, rel=0.01)
+        window = np.ones_like(ratio)
+        near = slice(row - 12, row + 13), slice(column - 24, column + 25)
+        window[near] = ratio[near]
+        np.testing.assert_allclose(centroid(window), place, atol=0.1)
 
 
 def test_two_needles_each_darken_their_own_place() -> None:

@@ -72,15 +72,16 @@ def flagged(name: str, results: list[tuple[float, bool]]) -> bool:
     return share >= 0.99
 
 
-def offset(random: np.random.Generator, near: float, far: float, angle: float) -> np.ndarray:
-    """Return (6,) metres and radians: a shift of a length within bounds and a turn up to an angle.
+def offset(random: np.random.Generator, near: float, far: float, angle: float,
+           least: float = 0.0) -> np.ndarray:
+    """Return (6,) metres and radians: a shift and a turn (degrees) within bounds.
 
     The shift's direction and the turn's axis are uniform.
     """
     axes = random.normal(size=(2, 3))
     axes /= np.linalg.norm(axes, axis=1, keepdims=True)
     return np.concatenate([random.uniform(near, far) * axes[0],
-                           np.radians(random.uniform(0.0, angle)) * axes[1]])
+                           np.radians(random.uniform(least, angle)) * axes[1]])
 
 
 def points(count: int, first: int) -> bool:

@@ -27,7 +27,12 @@ from hybrid_guidance.procedure import load_procedure
 from hybrid_guidance.registration import picture
 from hybrid_guidance.registration.ct import REACH, Scan, read_scan
 from hybrid_guidance.registration.entry import entry_of
-from hybrid_guidance.registration.points import register_pairs, register_sets
+from hybrid_guidance.registration.points import (
+    Sight,
+    register_pairs,
+    register_sets,
+    triangulate_all,
+)
 from hybrid_guidance.registration.projection import (
     Bone,
     ProjectionRegistration,
@@ -58,7 +63,9 @@ def add_parser(parser: argparse.ArgumentParser) -> None:
     _add_ct(xray)
     points = kinds.add_parser('points', help='fiducials in the CT on fiducials in the room')
     points.add_argument('moving', type=Path, help='.mrk.json or .fcsv of 3D Slicer, in the CT')
-    points.add_argument('fixed', type=Path, help='the same, as measured in the room')
+    points.add_argument('fixed', type=Path, help=(
+        'the same, as measured in the room; or YAML file of two or more X-rays with their markers '
+        '(see docs/registration.md), which are triangulated'))
     points.add_argument('--sigma', type=float, default=0.5, metavar='MM',
                         help='deviation per axis of a point against its partner')
     points.add_argument('--target', type=float, nargs=3, metavar=('X', 'Y', 'Z'), required=True,
@@ -119,7 +126,8 @@ def _report(found: Registration) -> dict[str, Any]:
               'probability': found.probability, 'cost': found.cost}
     if isinstance(found, ProjectionRegistration):
         report |= {'likeness': list(found.likeness), 'rival': found.rival,
-                   'disagreement': found.disagreement, 'misfit': found.misfit}
+                   'disagreement': found.disagreement, 'misfit': found.misfit,
+                   'slack': found.slack, 'across_only': found.across_only}
     if isinstance(found, SurfaceRegistration):
         report |= {'points': found.count, 'fitting': found.fitting, 'rival': min(found.rival, 1e9),
                    'residual': found.residual, 'least_known_along': found.free.tolist()}
@@ -128,15 +136,28 @@ def _report(found: Registration) -> dict[str, Any]:
 
 def _by_points(arguments: argparse.Namespace) -> Registration:
     """By name where both files name their points alike, else by their distances."""
-    moving, fixed = (read_markups(path, arguments.space)
-                     for path in (arguments.moving, arguments.fixed))
+    moving = read_markups(arguments.moving, arguments.space)
     target, sigma = 1e-3 * np.array(arguments.target), 1e-3 * arguments.sigma
+    if arguments.fixed.suffix in ('.yaml', '.yml'):
+        return register_sets(np.array(list(moving.values())), _markers(arguments.fixed), sigma,
+                             target)
+    fixed = read_markups(arguments.fixed, arguments.space)
     common = [name for name in moving if name in fixed]
     if len(common) >= 3:
         return register_pairs(np.array([moving[name] for name in common]),
                               np.array([fixed[name] for name in common]), sigma, target)
     return register_sets(np.array(list(moving.values())), np.array(list(fixed.values())), sigma,
                          target)
+
+
+def _markers(job: Path) -> Points:
+    """Return what the markers in the X-rays of a job triangulate to, (N, 3) metres in ``fixed``."""
+    sights = []
+    for entry in _views(_content(job), job):
+        view = _view(entry, job)
+        sights.append([Sight(view.projection, view.fixed_T_sensor, np.array(marker[:2], float))
+                       for marker in entry.get('markers', [])])
+    return triangulate_all(sights)
 
 
 def _by_xray(arguments: argparse.Namespace) -> Registration:
@@ -241,12 +262,10 @@ def _scan(arguments: argparse.Namespace, target: Points, reach: float | Array) -
 
 def _job(arguments: argparse.Namespace) -> _Task:
     content = _content(arguments.job)
-    if not isinstance(content.get('views'), list):
-        raise RegistrationError(f'{arguments.job}: has no list "views"; see docs/registration.md')
     target = _numbers(content, 'target', (3,), arguments.job)
     start = (_pose(content, 'fixed_T_moving', arguments.job)
              if 'fixed_T_moving' in content else np.eye(4))
-    views = [_view(each, arguments.job) for each in content['views']]
+    views = [_view(each, arguments.job) for each in _views(content, arguments.job)]
     return _scan(arguments, target, 0.11).bone(), views, start, target
 
 
@@ -259,6 +278,13 @@ def _content(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise RegistrationError(f'{path}: holds no names and values; see docs/registration.md')
     return content
+
+
+def _views(content: Mapping[str, Any], job: Path) -> list[Any]:
+    """Return the entries of X-rays in a job."""
+    if not isinstance(content.get('views'), list):
+        raise RegistrationError(f'{job}: has no list "views"; see docs/registration.md')
+    return list(content['views'])
 
 
 def _view(entry: Mapping[str, Any], job: Path) -> View:

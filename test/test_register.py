@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from hybrid_guidance.cli import main
+from hybrid_guidance.geometry.projection import Projection
 from hybrid_guidance.geometry.rigid import (
     inverse,
     perturbed,
@@ -92,3 +93,24 @@ def test_points_of_the_same_names_are_pairs(tmp_path: Path) -> None:
                  '--output', str(tmp_path)]) == 0
     report = json.loads((tmp_path / 'registration.json').read_text())
     assert np.allclose(report['fixed_T_moving'], ROOM, atol=1e-9)
+
+
+def test_points_are_triangulated_from_the_markers_of_two_x_rays(job: Path, tmp_path: Path) -> None:
+    content = yaml.safe_load(job.read_text())
+    points = np.random.default_rng(4).uniform(-0.04, 0.04, (6, 3)) + PROCEDURE.target
+    for number, entry in enumerate(content['views']):
+        entry['image'] = str(job.parent / entry['image'])
+        lens = Projection.perspective(tuple(entry['focal']), (511.5, 511.5), (1024, 1024))
+        source_T_ct = inverse(np.array(entry['fixed_T_source'])) @ ROOM
+        pixels = lens.pixels(transform_points(source_T_ct, points))
+        entry['markers'] = [[*pixel, 8.0] for pixel in pixels[::-1 if number else 1].tolist()]
+    (tmp_path / 'xrays.yaml').write_text(yaml.safe_dump(content))
+    (tmp_path / 'ct.mrk.json').write_text(json.dumps({'markups': [{
+        'coordinateSystem': 'LPS', 'controlPoints': [
+            {'label': f'M{number}', 'position': (1e3 * place).tolist()}
+            for number, place in enumerate(points)]}]}))
+    assert main(['register', 'points', str(tmp_path / 'ct.mrk.json'), str(tmp_path / 'xrays.yaml'),
+                 '--sigma', '0.3', '--target', *(1e3 * PROCEDURE.target).astype(str),
+                 '--output', str(tmp_path)]) == 0
+    report = json.loads((tmp_path / 'registration.json').read_text())
+    assert np.allclose(report['fixed_T_moving'], ROOM, atol=1e-4)

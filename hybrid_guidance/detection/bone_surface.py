@@ -35,7 +35,7 @@ class BoneSurfaceDetector:
 
     def __init__(self, *, minimum_confidence: float = 0.3, minimum_width: float = 45.0,
                  shadow: tuple[float, float] = (14.0, 110.0), thickness: float = 4.0,
-                 line_spacing: float = 4.0) -> None:
+                 line_spacing: float = 4.0, deep_echo: float = 0.4) -> None:
         """Set the limits.
 
         Args:
@@ -44,11 +44,14 @@ class BoneSurfaceDetector:
             shadow: px behind the surface between which it must be dark.
             thickness: px, σ of the echo along the beam.
             line_spacing: px between the scan lines looked at.
+            deep_echo: share of a piece's echo that the brightest place 40 px behind it has at most,
+                in the median of its lines: fascia casts some shadow, but tissue goes on below.
         """
         self._minimum_confidence = minimum_confidence
         self._minimum_width = minimum_width
         self._shadow = shadow
         self._line_spacing = line_spacing
+        self._deep_echo = deep_echo
         half = thickness / 2.0
         x = np.arange(-np.ceil(3.0 * half), np.ceil(3.0 * half) + 1.0)
         ridge = (1.0 - (x / half) ** 2) * np.exp(-0.5 * (x / half) ** 2)
@@ -72,10 +75,13 @@ class BoneSurfaceDetector:
         self._look_along_beams(small)
         image = cv2.remap(small, self._lines.map, None, cv2.INTER_LINEAR,
                           borderMode=cv2.BORDER_CONSTANT)
-        confidence = self._confidence(image.astype(np.float32))
+        smooth = cv2.blur(image.astype(np.float32), (3, 1))
+        echo = cv2.GaussianBlur(smooth, (1, 5), 1.0)
+        confidence = self._confidence(smooth, echo)
         rows = np.argmax(confidence, axis=0)
         best = np.take_along_axis(confidence, rows[None], axis=0)[0]
-        kept = self._linked(rows, best)
+        deep = _brightest_behind(echo, 20.0) > self._deep_echo * echo
+        kept = self._linked(rows, best, np.take_along_axis(deep, rows[None], axis=0)[0])
         return self._points(confidence, rows, kept), np.asarray(best[kept], dtype=float)
 
     def _look_along_beams(self, small: Image) -> None:
@@ -85,11 +91,9 @@ class BoneSurfaceDetector:
         if key != self._lines.key:
             self._lines = _scan_lines(key, mask, beams, 0.5 * self._line_spacing)
 
-    def _confidence(self, image: Image) -> Image:
+    def _confidence(self, smooth: Image, echo: Image) -> Image:
         """Return how well each place of each scan line passes for bone, 0 to 1."""
-        smooth = cv2.blur(image, (3, 1))
         ridge = cv2.sepFilter2D(smooth, cv2.CV_32F, np.ones(1), self._ridge)
-        echo = cv2.GaussianBlur(smooth, (1, 5), 1.0)
         behind = _mean_behind(smooth, self._shadow[0] / 2.0, self._shadow[1] / 2.0)
         dark = np.clip(1.6 - 4.0 * behind / np.maximum(echo, 1.0), 0.0, 1.0)
         bright = np.clip((echo - 50.0) / 80.0, 0.0, 1.0)
@@ -103,14 +107,19 @@ class BoneSurfaceDetector:
         confidence = dark * bright * crest * last * tissue
         return np.where(confidence > 0.1, _along_paths(confidence), np.float32(0.0))
 
-    def _linked(self, rows: NDArray[np.intp], best: Array) -> NDArray[np.intp]:
-        """Return the indices of lines whose place continues in their neighbours'."""
+    def _linked(self, rows: NDArray[np.intp], best: Array,
+                deep: NDArray[np.bool_]) -> NDArray[np.intp]:
+        """Return the indices of lines whose place continues in their neighbours'.
+
+        ``deep`` says behind which of them tissue goes on: a piece with that in most is none.
+        """
         good = best >= self._minimum_confidence
         step = np.abs(np.diff(rows)) <= 5
         linked = good[1:] & good[:-1] & step
         piece = np.concatenate([[0], np.cumsum(~linked)])
-        length = np.bincount(piece, weights=good)[piece] * self._lines.lateral
-        return np.flatnonzero(good & (length >= self._minimum_width))
+        count, going_on = (np.bincount(piece, weights=each)[piece] for each in (good, good & deep))
+        return np.flatnonzero(good & (count * self._lines.lateral >= self._minimum_width)
+                              & (2.0 * going_on <= count))
 
     def _points(self, confidence: Image, rows: NDArray[np.intp],
                 kept: NDArray[np.intp]) -> Pixels:

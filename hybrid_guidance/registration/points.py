@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import combinations, permutations
+from itertools import combinations, permutations, product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -308,6 +308,59 @@ def triangulate(sights: Sequence[Sight], *, limit: float = LIMIT) -> Triangulati
     covariance = np.asarray(np.linalg.inv(information), dtype=float)
     return Triangulation(point, covariance, cost,
                          _doubts(point, poses, covariance, cost, limit))
+
+
+def triangulate_all(views: Sequence[Sequence[Sight]], *, limit: float = LIMIT) -> Points:
+    """Find the markers that two or more X-rays show without a name.
+
+    Every pair of sights of two views is tried, and what the other views show of it is taken in;
+    those that most views agree on come first, and no sight serves two markers. Two X-rays may
+    show markers that are none (rays of different ones that happen to meet): ``register_sets``
+    leaves them out; a third X-ray does so here.
+
+    Args:
+        views: the sights of each X-ray.
+        limit: metres, deviation along the worst direction that is still good.
+
+    Returns:
+        (N, 3) metres, in the common frame.
+
+    Raises:
+        RegistrationError: fewer than two calibrated X-rays.
+    """
+    if len(views) < 2:
+        raise RegistrationError('two or more calibrated X-rays of the markers are needed')
+    found = []
+    for (one, first), (two, second) in combinations(enumerate(views), 2):
+        for (i, a), (j, b) in product(enumerate(first), enumerate(second)):
+            used = {one: i, two: j}
+            place = triangulate([a, b], limit=limit)
+            if not place.reasons:
+                found.append(_extended(views, used, place, limit))
+    found.sort(key=lambda each: (-len(each[0]), each[1].cost))
+    taken: set[tuple[int, int]] = set()
+    points = []
+    for used, place in found:
+        if not taken.intersection(used.items()):
+            taken.update(used.items())
+            points.append(place.point)
+    return np.array(points).reshape(-1, 3)
+
+
+def _extended(views: Sequence[Sequence[Sight]], used: dict[int, int], place: Triangulation,
+              limit: float) -> tuple[dict[int, int], Triangulation]:
+    """Take in what further views show of a marker."""
+    for number, others in enumerate(views):
+        if number in used or not others:
+            continue
+        local = transform_points(inverse(others[0].world_T_sensor), place.point)
+        expected = others[0].projection.pixels(local)
+        nearest = int(np.argmin([np.linalg.norm(each.pixel - expected) for each in others]))
+        sights = [views[which][index] for which, index in used.items()]
+        trial = triangulate([*sights, others[nearest]], limit=limit)
+        if not trial.reasons:
+            used, place = {**used, number: nearest}, trial
+    return used, place
 
 
 def _linear(sights: Sequence[Sight], poses: Sequence[Transform]) -> Points:

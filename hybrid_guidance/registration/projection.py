@@ -4,7 +4,8 @@ Gradients of the rendered and of the measured image, each divided by their local
 scatter, spectrum and exposure cancel), are compared where the CT has bone. Coarse: many turns,
 each with all shifts at once by correlation. Fine: Levenberg and Marquardt on the same gradients,
 the derivative by rendering. The covariance is that of the fit, with pixels of one patch counting
-once (sandwich; White, Econometrica 1982).
+once (sandwich; White, Econometrica 1982), and of what two resolutions do not agree on. Whether it
+is the right bone is told by its parts: those of other bone fit better one by one than together.
 """
 
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from itertools import product
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from scipy.fft import irfft2, next_fast_len, rfft2
 from scipy.ndimage import affine_transform
 
 from hybrid_guidance.geometry.projection import Projection
@@ -24,6 +26,7 @@ from hybrid_guidance.geometry.rigid import (
     skew,
     transform,
     transform_points,
+    vector_from_rotation,
 )
 from hybrid_guidance.geometry.types import Array, Image, Points, Transform
 from hybrid_guidance.imaging.volume import Volume
@@ -46,7 +49,12 @@ _LEVER = 0.05
 # Patches whose pixels err alike, metres at the patient.
 _PATCH = 0.008
 # Deviation of the size of what a view shows, as a share of it.
-_SCALE = 0.0015
+_SCALE = 0.0017
+# Parts of the image are shifted by as many pixels to either side; their likeness counts where it
+# is at least so great, and as if at least this share of each were noise.
+_REACH, _ALIKE, _NEVER = 5, 0.5, 0.05
+# Deviation of the size of one person's bone from another's that is like it, as a share of it.
+_SIZES = 0.02
 # How much further than the search a result may be.
 _FURTHER = 1.25
 _LOCAL = 5.0
@@ -319,10 +327,12 @@ class _Fit:
     Attributes:
         pose: (4, 4) ``fixed_T_moving``.
         likeness: of each view.
+        looks: of each view the features of the rendered image, (2, h, w), and their weight, (h, w).
     """
 
     pose: Transform
-    likeness: tuple[float, ...]
+    likeness: tuple[float, ...] = ()
+    looks: tuple[tuple[Picture, Picture], ...] = ()
 
     @property
     def score(self) -> float:
@@ -330,11 +340,12 @@ class _Fit:
 
 
 def _compared(stack: Stack, plates: Sequence[_Plate], pose: Transform) -> _Fit:
-    found = []
+    found, looks = [], []
     for plate in plates:
         feature, strength = _features(_rendered(stack, plate, pose))
-        found.append(_likeness(plate, feature, strength * plate.valid))
-    return _Fit(pose, tuple(found))
+        looks.append((feature, strength * plate.valid))
+        found.append(_likeness(plate, *looks[-1]))
+    return _Fit(pose, tuple(found), tuple(looks))
 
 
 @dataclass(frozen=True)
@@ -368,90 +379,107 @@ class _System:
         return np.array(result)
 
 
-def _linearised(stack: Stack, plates: Sequence[_Plate], pose: Transform, pivot: Points,
-                edge: float, central: bool) -> _System:
-    """Return the normal equations about a pose; derivatives by rendering half a voxel aside."""
-    informations, scores = [], []
+def _slopes(stack: Stack, plates: Sequence[_Plate], fit: _Fit, pivot: Points, edge: float,
+            central: bool) -> list[Picture]:
+    """Return how features change with shifts and turns, (6, 2, h, w) of each view.
+
+    By rendering half a voxel aside, to both sides where it is central.
+    """
     steps = 0.5 * edge / np.array([1.0] * 3 + [_LEVER] * 3)
-    for plate in plates:
-        feature, strength = _features(_rendered(stack, plate, pose))
-        weight = strength * plate.valid
+    result = []
+    for plate, (here, _) in zip(plates, fit.looks, strict=True):
+        slopes = np.empty((6, *here.shape), np.float32)
+        for index, step in enumerate(steps):
+            offset = np.zeros(6)
+            offset[index] = step
+            ahead, behind = (_features(_rendered(stack, plate, _moved(fit.pose, each, pivot)))[0]
+                             if central or each[index] > 0.0 else here
+                             for each in (offset, -offset))
+            slopes[index] = (ahead - behind) / np.float32(step * (2.0 if central else 1.0))
+        result.append(slopes)
+    return result
+
+
+def _system(plates: Sequence[_Plate], fit: _Fit, slopes: Sequence[Picture]) -> _System:
+    """Return the normal equations of a place, by slopes that were taken near it."""
+    informations, scores = [], []
+    for plate, (feature, weight), slope in zip(plates, fit.looks, slopes, strict=True):
         used = weight > 0.05
         if not np.any(used):
             informations.append(np.zeros((6, 6)))
             scores.append(np.zeros((0, 6)))
             continue
-        here = feature[:, used]
-        there, share = plate.feature[:, used], weight[used]
+        here, there, share = feature[:, used], plate.feature[:, used], weight[used]
         scale = float(np.sum(share * (here * there).sum(axis=0))
                       / max(float(np.sum(share * (here**2).sum(axis=0))), 1e-12))
         residual = there - scale * here
         size = np.sqrt((residual**2).sum(axis=0))
         spread = max(float(np.median(size)), 1e-6)
         share = share / (1.0 + (size / (2.0 * spread)) ** 2) ** 2 / spread**2
-        slopes = np.empty((6, 2, here.shape[1]), np.float32)
-        for index, step in enumerate(steps):
-            offset = np.zeros(6)
-            offset[index] = step
-            ahead = _features(_rendered(stack, plate, _moved(pose, offset, pivot)))[0][:, used]
-            behind = (_features(_rendered(stack, plate, _moved(pose, -offset, pivot)))[0][:, used]
-                      if central else here)
-            slopes[index] = scale * (ahead - behind) / (step * (2.0 if central else 1.0))
-        informations.append(np.einsum('iap,jap->ij', slopes * share, slopes, optimize=True))
-        each = np.einsum('iap,ap->pi', slopes, residual * share)
+        along = slope[:, :, used] * np.float32(scale)
+        weighted = (along * share).reshape(6, -1)
+        informations.append(weighted @ along.reshape(6, -1).T)
+        each = (along * (residual * share)).sum(axis=1)
         scores.append(_by_patch(each, used, max(round(_PATCH / plate.pixel), 1)))
     return _System(np.array(informations, float), tuple(scores))
 
 
-def _by_patch(each: Array, used: NDArray[np.bool_], size: int) -> Array:
+def _by_patch(each: Picture, used: NDArray[np.bool_], size: int) -> Array:
+    """Return the sums over patches of (6, N) values where ``used`` is, (patches, 6)."""
     rows, columns = np.nonzero(used)
-    label = rows // size * 100000 + columns // size
-    _, owner = np.unique(label, return_inverse=True)
-    sums = np.zeros((int(owner.max(initial=-1)) + 1, 6))
-    np.add.at(sums, owner.ravel(), each)
-    return sums
+    _, owner = np.unique(rows // size * 100000 + columns // size, return_inverse=True)
+    return np.stack([np.bincount(owner.ravel(), one) for one in each], axis=1)
 
 
 def _refined(stack: Stack, plates: Sequence[_Plate], fit: _Fit, pivot: Points, edge: float,
              rounds: int) -> _Fit:
-    """Levenberg and Marquardt from one place; a slope serves until it leads nowhere."""
+    """Levenberg and Marquardt from one place; slopes serve until they lead nowhere."""
     fit = _compared(stack, plates, fit.pose)
     for _ in range(rounds):
-        system = _linearised(stack, plates, fit.pose, pivot, edge, False)
-        begun, damping = fit, 1e-3
-        for _ in range(3):
+        slopes, begun, damping = _slopes(stack, plates, fit, pivot, edge, False), fit, 1e-3
+        for _ in range(5):
+            system = _system(plates, fit, slopes)
             information = system.information + damping * np.diag(np.diag(system.information))
             step = np.asarray(np.linalg.solve(information, system.gradient), float)
             trial = _compared(stack, plates, _moved(fit.pose, step, pivot))
-            if trial.score > fit.score:
-                fit = trial
+            if trial.score <= fit.score:
+                damping *= 100.0
+                if damping > 20.0 or fit is not begun:
+                    break
+                continue
+            gained, fit = trial.score - fit.score, trial
+            if gained < 1e-3:
                 break
-            damping = 100.0 * damping
-        moved = _distance(fit.pose, begun.pose, pivot, plates)
-        if moved < 0.03 * edge:
+        if _distance(fit.pose, begun.pose, pivot, plates) < 0.03 * edge:
             break
     return fit
 
 
-def _settled(stack: Stack, plates: Sequence[_Plate], fit: _Fit, pivot: Points,
-             edge: float) -> tuple[_Fit, _System]:
-    """Take the last steps, which the likeness is too flat to tell (one view's depth)."""
-    system = _linearised(stack, plates, fit.pose, pivot, edge, True)
-    for _ in range(2):
+def _settled(stack: Stack, plates: Sequence[_Plate], fit: _Fit, pivot: Points, edge: float,
+             rounds: int) -> tuple[_Fit, _System]:
+    """Gauss and Newton to the end; the likeness is too flat to lead there (one view's depth)."""
+    slopes, taken = _slopes(stack, plates, fit, pivot, edge, True), fit
+    system = _system(plates, fit, slopes)
+    for _ in range(rounds):
         step = np.asarray(np.linalg.solve(system.information, system.gradient), float)
         trial = _compared(stack, plates, _moved(fit.pose, step, pivot))
         if trial.score < fit.score - 0.003:
             break
         fit = trial
-        if float(np.linalg.norm(step[:3])) < 0.1 * edge:
+        if _distance(fit.pose, taken.pose, pivot, ()) > 2.0 * edge:
+            slopes, taken = _slopes(stack, plates, fit, pivot, edge, True), fit
+        system = _system(plates, fit, slopes)
+        if float(np.linalg.norm(step[:3])) < 0.05 * edge:
             break
-        system = _linearised(stack, plates, fit.pose, pivot, edge, True)
     return fit, system
 
 
 def _distance(first: Transform, second: Transform, pivot: Points,
               plates: Sequence[_Plate]) -> float:
-    """Return how far two poses are apart near a point of ``fixed``, metres, as far as is seen."""
+    """Return how far two poses are apart near a point of ``fixed``, metres, as far as is seen.
+
+    One view does not see along its rays; without any, all of it counts.
+    """
     change = first @ inverse(second)
     shift = transform_points(change, pivot) - pivot
     if len(plates) == 1:
@@ -460,27 +488,33 @@ def _distance(first: Transform, second: Transform, pivot: Points,
     return float(np.linalg.norm(shift)) + _LEVER * rotation_angle(change[:3, :3])
 
 
-def _maps(stack: Stack, plates: Sequence[_Plate], pose: Transform) -> list[Picture]:
-    """Return of each view the likeness for all shifts of the rendered image, (2h, 2w).
+_Spectra = tuple[tuple[int, int], list[NDArray[np.complex64]]]
+
+
+def _spectra(plates: Sequence[_Plate]) -> list[_Spectra]:
+    """Return of each view the size for all shifts, and the spectra of what is compared there."""
+    result = []
+    for plate in plates:
+        rows, columns = (next_fast_len(2 * count, real=True) for count in plate.shape)
+        pictures = [*(plate.feature * plate.valid), (plate.feature**2).sum(axis=0) * plate.valid,
+                    plate.valid]
+        result.append(((rows, columns), [rfft2(each, (rows, columns)) for each in pictures]))
+    return result
+
+
+def _maps(stack: Stack, plates: Sequence[_Plate], spectra: Sequence[_Spectra],
+          pose: Transform) -> list[Picture]:
+    """Return of each view the likeness for all shifts of the rendered image, (>= 2h, >= 2w).
 
     Index (v, u) is a shift by v rows and u columns, modulo the size.
     """
     result = []
-    for plate in plates:
+    for plate, (shape, (across, down, power, valid)) in zip(plates, spectra, strict=True):
         feature, strength = _features(_rendered(stack, plate, pose))
-        shape = (2 * plate.shape[0], 2 * plate.shape[1])
-
-        def spectrum(picture: Picture, shape: tuple[int, int] = shape) -> NDArray[np.complex64]:
-            return np.asarray(np.fft.rfft2(picture, shape))
-
-        def shifted(fixed: Picture, moving: Picture,
-                    shape: tuple[int, int] = shape) -> Picture:
-            return np.asarray(np.fft.irfft2(spectrum(fixed) * np.conj(spectrum(moving)), shape))
-
-        both = sum(shifted(plate.feature[axis] * plate.valid, feature[axis] * strength)
-                   for axis in (0, 1))
-        own = shifted((plate.feature**2).sum(axis=0) * plate.valid, strength)
-        other = shifted(plate.valid, strength * (feature**2).sum(axis=0))
+        u, v, weight, weighted = (np.conj(rfft2(each, shape)) for each in (
+            *(feature * strength), strength, strength * (feature**2).sum(axis=0)))
+        both, own, other = (np.asarray(irfft2(each, shape), np.float32) for each in (
+            across * u + down * v, power * weight, valid * weighted))
         # Where little is left in the picture, nothing is known.
         least = 0.35 * float(other.max())
         norm = np.maximum(own, 1e-6 * own.max()) * np.maximum(other, least) + 1e-12
@@ -512,7 +546,7 @@ def _elsewhere(stack: Stack, plates: Sequence[_Plate], pose: Transform, pivot: P
     rays = np.stack([plate.fixed_T_sensor[:3, 2] for plate in plates])
     across = length if len(plates) > 1 else np.linalg.norm(np.cross(offsets, rays[0]), axis=1)
     offsets = offsets[(across > 0.012) & (length < 0.060)]
-    maps = _maps(stack, plates, pose)
+    maps = _maps(stack, plates, _spectra(plates), pose)
     here = float(_shifts(plates, maps, pivot, np.zeros((1, 3)))[0])
     return float(_shifts(plates, maps, pivot, offsets).max()) / max(here, 1e-6)
 
@@ -540,7 +574,7 @@ def _found(bone: Bone, plates: Sequence[_Plate], start: Transform, pivot: Points
            search: Search) -> list[_Fit]:
     """Return the most promising places about a start, best first."""
     random = np.random.default_rng([search.seed, 0x2d3d])
-    stack, edge = bone.stacks[0], bone.spacings[0]
+    stack, edge, spectra = bone.stacks[0], bone.spacings[0], _spectra(plates)
     line = np.arange(-search.reach, search.reach + 1e-9, edge)
     offsets = np.stack(np.meshgrid(line, line, line, indexing='ij'), axis=-1).reshape(-1, 3)
     offsets = offsets[np.linalg.norm(offsets, axis=1) <= search.reach + edge]
@@ -554,7 +588,7 @@ def _found(bone: Bone, plates: Sequence[_Plate], start: Transform, pivot: Points
         if number == 0:
             turn, shift = np.zeros(3), np.zeros(3)
         pose = _moved(start, np.concatenate([shift, turn]), pivot)
-        score = _shifts(plates, _maps(stack, plates, pose), pivot, offsets)
+        score = _shifts(plates, _maps(stack, plates, spectra, pose), pivot, offsets)
         for _ in range(2):
             best = int(np.argmax(score))
             places.append((float(score[best]),
@@ -567,7 +601,7 @@ def _found(bone: Bone, plates: Sequence[_Plate], start: Transform, pivot: Points
             chosen.append(pose)
         if len(chosen) == search.kept:
             break
-    fits = [_refined(stack, plates, _Fit(pose, (-1.0,)), pivot, edge, 3) for pose in chosen]
+    fits = [_refined(stack, plates, _Fit(pose), pivot, edge, 2) for pose in chosen]
     return _apart(fits, pivot, plates)
 
 
@@ -591,6 +625,12 @@ class ProjectionRegistration(Registration):
         disagreement: how much the views pull apart, as a multiple of what is expected.
         misfit: metres at the patient, how far patches of the rendered image lie beside those of
             the X-ray, in the median.
+        slack: how much better they fit there: the right bone gains next to nothing.
+        ray: (3,) metres in ``fixed``, from the source of the only X-ray to the target; None where
+            there are several.
+        across_only: whether a registration by one X-ray holds in that image, and does not say how
+            far away the bone is to the limit: by its covariance, or as the bone is perhaps that of
+            somebody else, much like it but of another size.
     """
 
     likeness: tuple[float, ...] = ()
@@ -598,6 +638,34 @@ class ProjectionRegistration(Registration):
     moved: tuple[float, float] = (0.0, 0.0)
     disagreement: float = 0.0
     misfit: float = 0.0
+    slack: float = 0.0
+    ray: Points | None = None
+    across_only: bool = False
+
+    @property
+    def across_covariance(self) -> Array:
+        """The (2, 2) covariance of the target across the rays of the only X-ray, m²."""
+        if self.ray is None:
+            raise RegistrationError('several X-rays leave no direction open')
+        axes = np.linalg.svd(self.ray[None])[2][1:]
+        return np.asarray(axes @ self.target_covariance @ axes.T)
+
+    @property
+    def depth_deviation(self) -> float:
+        """Deviation of the target along the rays of the only X-ray, metres."""
+        if self.ray is None:
+            raise RegistrationError('several X-rays leave no direction open')
+        return float(np.sqrt(self.ray @ self.target_covariance @ self.ray)
+                     / np.linalg.norm(self.ray))
+
+    @property
+    def verdict(self) -> str:
+        """One line for the operator."""
+        if not self.across_only:
+            return super().verdict
+        across = float(np.sqrt(np.trace(self.across_covariance)))
+        return (f'right across the rays of its X-ray only (expected error {1e3 * across:.2f} mm '
+                f'there): {"; ".join(self.reasons)}')
 
 
 @dataclass(frozen=True)
@@ -610,23 +678,22 @@ class Acceptance:
         mean: least likeness of all views together.
         rival: greatest share of the likeness that another place may have.
         disagreement: of the views at most.
-        misfit: metres of patches at most, in alike images and what is added in quite unlike ones
-            (noise moves patches as well; other bone moves them more).
+        slack: how much better parts of the bone may fit one by one, see ``_parts``: in an image
+            that is wholly alike, and what is added in one wholly unlike (noise helps parts, too).
+        slack_of_several: the same of several X-rays, whose poses err: no place suits all of them.
+        look_alike: slack of one X-ray up to which it holds across its rays, at least.
         confidence: least probability to be within the limit.
-        alone: of one X-ray alone: log odds that this is the bone of the CT, where patches lie
-            0.1 mm aside, and per power of e more.
-        right: least of that probability.
     """
 
     limit: float = LIMIT
     likeness: float = 0.4
     mean: float = 0.5
     rival: float = 0.95
-    disagreement: float = 15.0
-    misfit: tuple[float, float] = (5e-5, 2.2e-3)
+    disagreement: float = 5.0
+    slack: tuple[float, float] = (0.03, 0.16)
+    slack_of_several: float = 0.15
+    look_alike: float = 0.13
     confidence: float = 0.95
-    alone: tuple[float, float] = (4.12, -4.82)
-    right: float = 0.9
 
 
 def register_views(views: Sequence[View], bone: Bone, start: Transform, target: Points, *,
@@ -652,68 +719,118 @@ def register_views(views: Sequence[View], bone: Bone, start: Transform, target: 
     pivot = transform_points(start, target)
     levels = [[_plate(view, edge, _depth(view, pivot)) for view in views]
               for edge in bone.spacings]
+    found = _registered(views, bone, levels, start, target, search, acceptance)
+    if not (found.accepted or found.across_only):
+        # Before it is given up other turns are tried.
+        again = _registered(views, bone, levels, start, target,
+                            replace(search, seed=search.seed + 1), acceptance)
+        found = min(found, again, key=lambda each: (
+            not each.accepted, not each.across_only, each.cost))
+    return found
+
+
+def _registered(views: Sequence[View], bone: Bone, levels: Sequence[Sequence[_Plate]],
+                start: Transform, target: Points, search: Search,
+                acceptance: Acceptance) -> ProjectionRegistration:
+    """Search once, from coarse to fine."""
+    pivot = transform_points(start, target)
     fits = _found(bone, levels[0], start, pivot, search)
     if not fits[0].score > 0.0:
         raise RegistrationError('the X-rays show nothing like the bone of the CT near the start; '
                                 'check the start and the poses of the C-arm')
-    middle = _apart([_refined(bone.stacks[1], levels[1], fit, pivot, bone.spacings[1], 3)
+    middle = _apart([_refined(bone.stacks[1], levels[1], fit, pivot, bone.spacings[1], 2)
                      for fit in fits[:3]], pivot, levels[1])
-    best = _refined(bone.stacks[-1], levels[-1], middle[0], pivot, bone.spacings[-1], 1)
-    best, system = _settled(bone.stacks[-1], levels[-1], best, pivot, bone.spacings[-1])
+    coarse, _ = _settled(bone.stacks[1], levels[1], middle[0], pivot, bone.spacings[1], 12)
+    best = _compared(bone.stacks[-1], levels[-1], coarse.pose)
+    best, system = _settled(bone.stacks[-1], levels[-1], best, pivot, bone.spacings[-1], 4)
     rival = middle[1].score / middle[0].score if len(middle) > 1 else 0.0
     rival = max(rival, _elsewhere(bone.stacks[0], levels[0], best.pose, pivot))
     variances = system.variances([view.doubt(pivot) for view in views])
-    covariance = _covariance(system, variances, best.pose, pivot)
-    misfit = _misfit(bone.stacks[-1], levels[-1], best.pose)
+    slack, misfit = _parts(bone.stacks[-1], levels[-1], best.pose)
     change = best.pose @ inverse(start)
     moved = (float(np.linalg.norm(transform_points(change, pivot) - pivot)),
              rotation_angle(change[:3, :3]))
     return _judged(ProjectionRegistration(
-        best.pose, covariance, np.asarray(target, float), 1.0 - best.score, 1.0, (),
-        best.likeness, rival, moved, _disagreement(system, variances), misfit), search,
-        _loosened(acceptance, views, pivot))
+        best.pose, _covariance(system, variances, best.pose, coarse.pose, pivot),
+        np.asarray(target, float), 1.0 - best.score, 1.0, (), best.likeness, rival, moved,
+        _disagreement(system, variances), misfit, slack,
+        _direction(views, transform_points(best.pose, target))), search, acceptance)
 
 
-def _misfit(stack: Stack, plates: Sequence[_Plate], pose: Transform) -> float:
-    """Return how far, in the median, patches of the rendered image must move to fit, metres.
+def _parts(stack: Stack, plates: Sequence[_Plate], pose: Transform) -> tuple[float, float]:
+    """Return how much better parts of the bone fit one by one than all together, and by what.
 
-    Right bone in the right place needs none; other bone fits here and there, but not everywhere.
+    Patches of the rendered image are shifted to where the X-ray is most like them: all of a view
+    together, as its C-arm's pose errs, and each by itself. The right bone in the right place gains
+    next to nothing by the latter, however noisy, coarse or covered the images are; other bone fits
+    here and there, but not everywhere at once.
+
+    Returns:
+        The mean of the logarithm by which the residual variance of a patch falls (its
+        likelihood ratio over its number of pixels), and the metres of the shifts in the median.
     """
-    reach, found = 5, []
+    gains, weights, shifts = [np.zeros(0)], [np.zeros(0)], [np.zeros(0)]
     for plate in plates:
-        feature, strength = _features(_rendered(stack, plate, pose))
-        weight = strength * plate.valid
-        size = max(round(2.0 * _PATCH / plate.pixel), 5)
-
-        def summed(picture: Picture, size: int = size) -> Picture:
-            return np.asarray(cv2.boxFilter(picture, -1, (size, size), normalize=False), np.float32)
-
-        other = summed(weight * (feature**2).sum(axis=0))
-        table = np.zeros((2 * reach + 1, 2 * reach + 1, *plate.shape), np.float32)
-        for row, column in np.ndindex(2 * reach + 1, 2 * reach + 1):
-            moved = np.roll(plate.feature, (reach - row, reach - column), axis=(1, 2))
-            both, own = (summed(weight * (moved * each).sum(axis=0)) for each in (feature, moved))
-            table[row, column] = both / np.sqrt(np.maximum(own * other, 1e-12))
-        share = summed(weight) / size**2
-        rows, columns = np.mgrid[size // 2:plate.shape[0]:size, size // 2:plate.shape[1]:size]
-        kept = share[rows, columns] > 0.4
-        for row, column in zip(rows[kept], columns[kept], strict=True):
-            found.append(plate.pixel * _peak(table[:, :, row, column]))
-    return float(np.median(found)) if found else np.inf
+        table, share = _shifted_patches(stack, plate, pose)
+        best, shift = _peaks(table)
+        best = np.minimum(best, 1.0)
+        kept = best > _ALIKE
+        table, best, share = table[:, :, kept], best[kept], share[kept]
+        left = np.log(1.0 + _NEVER - np.sign(table) * table**2)
+        together, _ = _peaks(-(left @ share)[:, :, None])
+        gains.append(-together - np.log(1.0 + _NEVER - best**2) @ share)
+        weights.append(np.array([share.sum()]))
+        shifts.append(plate.pixel * shift[kept])
+    gain, weight, shift = (np.concatenate(each) for each in (gains, weights, shifts))
+    if not weight.sum() > 0.0:
+        return np.inf, np.inf
+    return float(max(gain.sum(), 0.0) / weight.sum()), float(np.median(shift))
 
 
-def _peak(table: Picture) -> float:
-    """Return how far the greatest of a table is from its middle, to a fraction of a cell."""
-    place = np.unravel_index(int(np.argmax(table)), table.shape)
-    shift = []
-    for axis, index in enumerate(place):
-        line = table[:, place[1]] if axis == 0 else table[place[0]]
-        offset = 0.0
-        if 0 < index < len(line) - 1:
-            bend = float(line[index - 1] - 2.0 * line[index] + line[index + 1])
-            offset = 0.5 * float(line[index - 1] - line[index + 1]) / bend if bend < 0.0 else 0.0
-        shift.append(index + offset - len(line) // 2)
-    return float(np.hypot(shift[0], shift[1]))
+def _shifted_patches(stack: Stack, plate: _Plate, pose: Transform) -> tuple[Array, Array]:
+    """Return the likeness of P patches after every shift (rows, columns, P); their weight, (P,)."""
+    feature, strength = _features(_rendered(stack, plate, pose))
+    weight, steps = strength * plate.valid, 2 * _REACH + 1
+    size = max(round(2.0 * _PATCH / plate.pixel) | 1, 5)
+
+    def summed(picture: Picture) -> Picture:
+        return np.asarray(cv2.boxFilter(picture, -1, (size, size), normalize=False), np.float32)
+
+    share = summed(weight) / size**2
+    rows, columns = (each.ravel() for each in np.mgrid[size // 2:plate.shape[0]:size // 2,
+                                                       size // 2:plate.shape[1]:size // 2])
+    kept = share[rows, columns] > 0.3
+    rows, columns = rows[kept], columns[kept]
+    other = summed(weight * (feature**2).sum(axis=0))[rows, columns]
+    table = np.zeros((steps, steps, len(rows)))
+    for row, column in np.ndindex(steps, steps):
+        moved = np.roll(plate.feature, (_REACH - row, _REACH - column), axis=(1, 2))
+        both, own = (summed(weight * (moved * each).sum(axis=0))[rows, columns]
+                     for each in (feature, moved))
+        table[row, column] = both / np.sqrt(np.maximum(own * other, 1e-12))
+    return table, np.asarray(share[rows, columns], float)
+
+
+def _peaks(table: Array) -> tuple[Array, Array]:
+    """Return the greatest of each (rows, columns) table, between cells, and its way off middle."""
+    steps, _, count = table.shape
+    place = np.argmax(table.reshape(steps * steps, count), axis=0)
+    every, row, column = np.arange(count), place // steps, place % steps
+    best, shift = table[row, column, every], np.zeros((2, count))
+    for axis, index in enumerate((row, column)):
+        inner = np.clip(index, 1, steps - 2)
+        low, middle, high = (table[(inner + k, column, every) if axis == 0
+                                   else (row, inner + k, every)] for k in (-1, 0, 1))
+        bend = np.minimum(low - 2.0 * middle + high, -1e-9)
+        offset = np.where(inner == index, 0.5 * (low - high) / bend, 0.0)
+        best = best - 0.5 * bend * offset**2 * (inner == index)
+        shift[axis] = index + offset - steps // 2
+    return np.asarray(best), np.asarray(np.hypot(*shift))
+
+
+def _direction(views: Sequence[View], place: Points) -> Points | None:
+    """Return the way from the source of the only X-ray to a place of ``fixed``, metres."""
+    return None if len(views) > 1 else np.asarray(place - views[0].fixed_T_sensor[:3, 3])
 
 
 def _depth(view: View, pivot: Points) -> float:
@@ -724,13 +841,22 @@ def _depth(view: View, pivot: Points) -> float:
     return depth
 
 
-def _covariance(system: _System, variances: Array, pose: Transform, pivot: Points) -> Array:
-    """Return the (6, 6) covariance of ``fixed_T_moving``: of the images, and of their poses."""
+def _covariance(system: _System, variances: Array, pose: Transform, coarse: Transform,
+                pivot: Points) -> Array:
+    """Return the (6, 6) covariance of ``fixed_T_moving``: of the images, and of their poses.
+
+    Where a coarser resolution settles elsewhere something in the image is not of the model (soft
+    tissue, blur), and neither place is known better than they differ.
+    """
     scale = np.array([1.0] * 3 + [_LEVER] * 3)
     information = system.information / np.outer(scale, scale)
     information += 1e-9 * np.trace(information) * np.eye(6)
     bread = np.linalg.inv(information) / np.outer(scale, scale)
     covariance = bread @ variances.sum(axis=0) @ bread.T
+    change = pose @ inverse(coarse)
+    apart = np.concatenate([transform_points(change, pivot) - pivot,
+                            vector_from_rotation(change[:3, :3])])
+    covariance += np.outer(apart, apart)
     lever = np.eye(6)
     lever[:3, 3:] = -skew(pose[:3, 3] - pivot)
     return np.asarray(lever @ (0.5 * (covariance + covariance.T)) @ lever.T)
@@ -746,18 +872,44 @@ def _disagreement(system: _System, variances: Array) -> float:
     return total / (6.0 * (len(pulls) - 1))
 
 
-def _loosened(acceptance: Acceptance, views: Sequence[View], pivot: Points) -> Acceptance:
-    """Allow patches what the poses of several C-arms err: no place suits all of them."""
-    if len(views) < 2:
-        return acceptance
-    allowed = max(float(np.hypot(view.position_sigma, view.rotation_sigma * _depth(view, pivot)))
-                  for view in views)
-    return replace(acceptance, misfit=(acceptance.misfit[0] + allowed, acceptance.misfit[1]))
-
-
 def _judged(found: ProjectionRegistration, search: Search,
             acceptance: Acceptance) -> ProjectionRegistration:
     """Say how sure a registration is, and refuse it where something speaks against it."""
+    reasons, strange = _against(found, search, acceptance), _strange(found, acceptance)
+    across_only = found.ray is not None and not reasons and (
+        not strange or found.slack < acceptance.look_alike)
+    if found.ray is not None and strange:
+        covariance = found.covariance.copy()
+        covariance[:3, :3] += _SIZES**2 * np.outer(found.ray, found.ray)
+        found = replace(found, covariance=covariance)
+    reasons += strange
+    probability = chance_below(found.target_covariance, acceptance.limit)
+    if probability < acceptance.confidence:
+        values, vectors = np.linalg.eigh(found.target_covariance)
+        reasons.append(f'known to {1e3 * float(np.sqrt(values[-1])):.1f} mm only along '
+                       f'({", ".join(f"{each:.1f}" for each in vectors[:, -1])}); take an X-ray '
+                       'from another side')
+    if reasons:
+        probability = min(probability, 1.0 - acceptance.confidence)
+    across_only = across_only and bool(reasons) and chance_below(
+        found.across_covariance, acceptance.limit) >= acceptance.confidence
+    return replace(found, probability=probability, reasons=tuple(reasons),
+                   across_only=across_only)
+
+
+def _strange(found: ProjectionRegistration, acceptance: Acceptance) -> list[str]:
+    """Return what says that this is not the bone of the CT, if anything does."""
+    limit = (acceptance.slack_of_several if found.ray is None else
+             acceptance.slack[0] + acceptance.slack[1] * found.cost)
+    if found.slack <= limit:
+        return []
+    return [f'parts of the bone fit better one by one, {1e3 * found.misfit:.1f} mm aside (slack '
+            f'{found.slack:.2f}); check whose CT this is, which vertebra the start was at, and '
+            'whether the spine was bent otherwise']
+
+
+def _against(found: ProjectionRegistration, search: Search, acceptance: Acceptance) -> list[str]:
+    """Return what speaks against this place."""
     reasons = []
     if min(found.likeness) < acceptance.likeness or 1.0 - found.cost < acceptance.mean:
         said = ', '.join(f'{each:.2f}' for each in found.likeness)
@@ -770,37 +922,7 @@ def _judged(found: ProjectionRegistration, search: Search,
     if found.disagreement > acceptance.disagreement:
         reasons.append('the X-rays do not agree on one place; check the poses of the C-arm, and '
                        'whether the patient moved between them')
-    if found.misfit > acceptance.misfit[0] + acceptance.misfit[1] * found.cost:
-        reasons.append(f'parts of the bone lie {1e3 * found.misfit:.1f} mm beside those of the '
-                       'X-rays; check whose CT this is, and whether the spine was bent otherwise')
     if found.rival > acceptance.rival:
         reasons.append(f'another place fits {found.rival:.0%} as well; start nearer, or show more '
                        'bone')
-    probability = chance_below(found.target_covariance, acceptance.limit)
-    right = _right(found, acceptance)
-    if right < acceptance.right:
-        reasons.append('one X-ray does not tell the size of bone from its depth, and parts lie '
-                       f'{1e3 * found.misfit:.2f} mm beside those of the X-ray ({right:.0%} sure '
-                       'that it is this bone); take an X-ray from another side')
-    if probability < acceptance.confidence:
-        values, vectors = np.linalg.eigh(found.target_covariance)
-        reasons.append(f'known to {1e3 * float(np.sqrt(values[-1])):.1f} mm only along '
-                       f'({", ".join(f"{each:.1f}" for each in vectors[:, -1])}); take an X-ray '
-                       'from another side')
-    probability *= right
-    if reasons:
-        probability = min(probability, 1.0 - acceptance.confidence)
-    return replace(found, probability=probability, reasons=tuple(reasons))
-
-
-def _right(found: ProjectionRegistration, acceptance: Acceptance) -> float:
-    """Return the probability that one X-ray shows the bone of the CT and not one like it.
-
-    Bone of another size fits at another depth, nearly: a view from elsewhere would tell. What is
-    left are small shifts of its parts (logistic regression).
-    """
-    if len(found.likeness) > 1:
-        return 1.0
-    odds = acceptance.alone[0] + acceptance.alone[1] * float(
-        np.log(max(found.misfit, 1e-6) / 1e-4))
-    return float(1.0 / (1.0 + np.exp(-np.clip(odds, -50.0, 50.0))))
+    return reasons

@@ -1,5 +1,7 @@
 """Point sets against Fitzpatrick's closed form, Monte Carlo, and cases that must be refused."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.stats import chi2
@@ -17,6 +19,7 @@ from hybrid_guidance.registration.points import (
     register_pairs,
     register_sets,
     triangulate,
+    triangulate_all,
 )
 from hybrid_guidance.registration.result import RegistrationError, chi_square_tail, kept
 
@@ -197,3 +200,21 @@ def test_views_from_one_side_leave_the_depth_open() -> None:
              for lens, place in xrays((0.0, 0.001))]
     found = triangulate(seen(views, [np.zeros(3)] * 2, np.zeros((2, 2))))
     assert any('another side' in reason for reason in found.reasons)
+
+
+@pytest.mark.parametrize(('angles', 'ghosts'), [((0.0, 1.2), 2), ((0.0, 0.5, 1.2), 0)])
+def test_markers_without_names_are_found_in_several_x_rays(angles, ghosts: int) -> None:
+    """Six markers, one hidden in the first X-ray, another a clip that only the last one shows."""
+    random = np.random.default_rng(12)
+    views, beads = xrays(angles), random.uniform(-0.05, 0.05, (6, 3))
+    sights = [[Sight(lens, place, lens.pixels(transform_points(inverse(place), bead))
+                     + 0.3 * random.normal(size=2)) for bead in random.permutation(beads)]
+              for lens, place in views]
+    hidden = views[0][0].pixels(transform_points(inverse(views[0][1]), beads[5]))
+    sights[0] = [each for each in sights[0] if np.linalg.norm(each.pixel - hidden) > 3.0]
+    sights[-1].append(replace(sights[-1][0], pixel=np.array([200.0, 800.0])))
+    found = triangulate_all(sights)
+    apart = np.linalg.norm(found[:, None] - beads, axis=2).min(axis=1)
+    seen_twice = 6 if len(angles) > 2 else 5
+    assert np.sum(apart < 0.0005) == seen_twice
+    assert len(found) <= seen_twice + ghosts

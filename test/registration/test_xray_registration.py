@@ -17,6 +17,7 @@ from hybrid_guidance.geometry.rigid import (
 from hybrid_guidance.imaging.volume import Volume
 from hybrid_guidance.procedure import load_procedure
 from hybrid_guidance.registration.projection import (
+    Acceptance,
     Bone,
     Search,
     View,
@@ -24,7 +25,7 @@ from hybrid_guidance.registration.projection import (
     register_views,
     shadow,
 )
-from hybrid_guidance.registration.result import RegistrationError
+from hybrid_guidance.registration.result import RegistrationError, kept
 from hybrid_guidance.simulation.anatomy import build_patient
 from hybrid_guidance.simulation.render import procedure_needle, standard_views, xray_renderer
 from hybrid_guidance.simulation.scanner import scanned
@@ -96,8 +97,22 @@ def test_one_view_of_somebody_else_is_refused_though_depth_makes_up_for_size(vie
     found = register_views(views[:1], bone_of(SEED + 1), off([0.002, 0.0, 0.002], [1.0, 0.0, 1.0]),
                            TARGET, search=QUICK)
     assert not found.accepted
-    assert 'another side' in found.verdict
+    assert not found.across_only
+    assert 'whose CT' in found.verdict
     assert found.probability < 0.051
+
+
+def test_one_view_whose_depth_is_too_open_for_the_limit_is_right_across_only(bone, views) -> None:
+    found = register_views(views[:1], bone, off([0.002, 0.0, 0.002], [1.0, 0.0, 1.0]), TARGET,
+                           search=QUICK, acceptance=Acceptance(limit=0.0015))
+    assert found.across_only
+    assert not found.accepted
+    assert 'across the rays' in found.verdict
+    assert 'another side' in found.verdict
+    assert kept(None, found) is None
+    ray = views[0].fixed_T_sensor[:3, 2]
+    assert np.linalg.norm(miss(found) - (miss(found) @ ray) * ray) < 0.001
+    assert abs(miss(found) @ ray) < 2.6 * found.depth_deviation
 
 
 def test_one_vertebra_off_is_refused(bone: Bone, views) -> None:

@@ -59,8 +59,8 @@ class TissueMotion:
         like: mean correlation below which an image is kept.
         keep: images kept at most.
         patience: images in a row without tissue after which all begins anew.
-        short: the same where tissue is lost more often than it is seen: the reference was taken
-            in the middle of a breath, another one may lie where it rests.
+        short: the same where tissue is seen in less than two of five images: the reference was
+            taken in the middle of a breath, another one may lie where it rests.
     """
 
     def __init__(self, shrink: int = 2, patch: int = 40, reach: int = 8, *,
@@ -98,7 +98,7 @@ class TissueMotion:
 
     def _is_lost(self) -> bool:
         """Tell whether the reference is given up."""
-        seldom = self._seen < self._missed + min(self._lost, self._short)
+        seldom = 3 * self._seen < 2 * (self._missed + min(self._lost, self._short))
         return self._lost >= (min(self._short, self._patience) if seldom else self._patience)
 
     def _compared(self, image: Image) -> tuple[Array, Array, float] | None:

@@ -26,6 +26,9 @@ _THREE = np.eye(3)
 _AHEAD_S, _SLOPE_S, _BEND = 0.1, 0.2, 0.005
 """How far ahead a breath is foretold, from how long a stretch, and how it bends, m/s²."""
 
+_SEEN = 0.4
+"""Share of the time for which tissue must be seen where its rest is."""
+
 _GAP_NS = 400_000_000
 """For longer nothing is known of tissue between two sights."""
 
@@ -99,11 +102,16 @@ class Breathing:
 
     @property
     def known(self) -> bool:
-        """Whether the place at rest is known: a breath was watched, and most of it was seen."""
+        """Whether the place at rest is known: a breath was watched, and its rest was seen.
+
+        Tissue that goes across the slice is seen for a part of each breath only. A breath that
+        goes with cos⁴ is within a third of its depth of the rest for 55 % of the time, and within
+        as much of anywhere else for less than a third of it.
+        """
         if not self._stamps or self._stamps[-1] - self._stamps[0] < self._watch_ns:
             return False
         steps = np.diff(self._stamps)
-        return bool(steps[steps <= _GAP_NS].sum() >= 0.5 * steps.sum())
+        return bool(steps[steps <= _GAP_NS].sum() >= _SEEN * steps.sum())
 
     def add(self, sight: TissueSight) -> None:
         """Take what a sensor saw."""

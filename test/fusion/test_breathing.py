@@ -86,7 +86,7 @@ def test_nothing_is_told_between_two_sights_that_lie_far_apart() -> None:
 def test_rest_is_not_known_of_tissue_that_is_seldom_seen() -> None:
     random, breathing = np.random.default_rng(7), Breathing()
     for k in range(150):
-        if k % 60 < 20:
+        if k % 60 < 16:
             breathing.add(sight('ultrasound', k / 15.0, random))
     assert not breathing.known
 

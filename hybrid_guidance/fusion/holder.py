@@ -116,8 +116,9 @@ class Holder:
 
     def ask(self, asked: Asked) -> None:
         """Take what is asked; it replaces what was asked before."""
-        if not self._asked or asked.heard_ns >= self._asked[-1].heard_ns:
-            self._asked.append(asked)
+        if self._asked and asked.heard_ns < self._asked[-1].heard_ns:
+            self._asked.clear()  # The clock has jumped back.
+        self._asked.append(asked)
 
     def going(self, tip: Points, direction: Array, begin_ns: int, end_ns: int,
               shown: Callable[[Asked], tuple[Points, Array]]) -> Going:

@@ -96,7 +96,7 @@ def advise(fusion: NeedleFusion, stamp_ns: int, source: str, limits: Limits | No
     limits = limits or Limits()
     given, (vain, taken_ns) = given or Circumstances(), fusion.in_vain(source)
     pause_ns = min(IN_VAIN_NS << max(vain - 1, 0), IN_VAIN_LONGEST_NS) if vain else 0
-    waiting = stamp_ns - taken_ns < pause_ns
+    waiting = 0 <= stamp_ns - taken_ns < pause_ns  # A clock may jump back.
     # Pictures that were taken are still on their way: they, not an X-ray, tell of the last moment.
     stamp_ns = max(stamp_ns - UNDERWAY_NS, min(stamp_ns, fusion.latest_ns))
     state, last = fusion.filter.predict(stamp_ns), fusion.last(source)

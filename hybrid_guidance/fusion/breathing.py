@@ -91,7 +91,7 @@ class Breathing:
         self._normal = self._axis = np.zeros(3)
         self._base, self._resting = np.zeros(3), np.zeros(3)
         self._pull, self._pull_variance, self._residual = 0.0, _PULL**2, 0.0
-        self._learnt_ns = self._first_ns = 0
+        self._learnt_ns = 0
         self._asked: tuple[int, Displacement | None] | None = None
         self._trend: tuple[Points, Array] | None = None
 
@@ -165,7 +165,7 @@ class Breathing:
             return 0.0
         if not self.known:
             # A rest that cannot be known is not waited for for ever.
-            return self._deviation * (self._stamps[-1] - self._first_ns < 2 * self._watch_ns)
+            return self._deviation * (self._stamps[-1] - self._stamps[0] < 2 * self._watch_ns)
         away = float(self._axis @ (self._moved[-1] - self._resting))
         return abs(away) * math.sqrt(self._pull_variance)
 
@@ -220,7 +220,7 @@ class Breathing:
             return
         before = self._lead_at(sight.reference_ns)
         if before is None:
-            self._stamps, self._moved, self._first_ns = [], [], sight.stamp_ns
+            self._stamps, self._moved = [], []
             self._seldom.clear()
             self._led_at.clear()
         self._base = np.zeros(3) if before is None else before[0]

@@ -1,13 +1,12 @@
 """Whoever holds the needle, hand or robot: how it wanders, and what becomes of what is asked."""
 
-import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-from hybrid_guidance.geometry.small import squared
+from hybrid_guidance.geometry.small import length, squared
 from hybrid_guidance.geometry.types import Array, Points
 
 
@@ -140,7 +139,7 @@ class Holder:
             then, pointing = shown(asked)
             way, turn = then + asked.way - tip, pointing + asked.turn - direction
             turn = turn - float(turn @ direction) * direction
-            needed = max(_length(way) / motion.obey, _length(turn) / motion.turn)
+            needed = max(length(way) / motion.obey, length(turn) / motion.turn)
             done = min(seconds / needed, 1.0) if needed > 0.0 else 1.0
             # What each part adds makes the whole of a move uncertain by a share of its length.
             doubt = motion.inexact**2 * (1.0 - (1.0 - done)**2)
@@ -163,8 +162,3 @@ class Holder:
             if until <= begin_ns:
                 break
         return parts[::-1]
-
-
-def _length(vector: Array) -> float:
-    """Return the length of a vector."""
-    return math.sqrt(float(vector @ vector))

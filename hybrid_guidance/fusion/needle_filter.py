@@ -26,7 +26,7 @@ import numpy as np
 from hybrid_guidance.fusion.holder import Asked, Going, Holder, Motion
 from hybrid_guidance.geometry.needle import NeedleEstimate
 from hybrid_guidance.geometry.rigid import cross, perpendiculars, pose_along, skew
-from hybrid_guidance.geometry.small import inverse, squared, widest
+from hybrid_guidance.geometry.small import inverse, length, squared, widest
 from hybrid_guidance.geometry.types import Array, Points, Transform
 
 BLIND_ROTATION = 0.6
@@ -316,7 +316,7 @@ class NeedleFilter:
         direction = state.direction
         if going.led:
             direction = direction + done * going.turn
-            direction = direction * (1.0 / _length(direction))
+            direction = direction * (1.0 / length(direction))
             _turned(covariance, state.basis, direction)
         return State(stamp_ns, tip, direction, slowed * state.speed, state.idle, state.restless,
                      state.errors, state.ends, state.seen_ns, covariance)
@@ -505,7 +505,7 @@ def _corrected(state: State, change: Array, covariance: Array, ends: Array,
     """Return a state changed by what was found; ``covariance``, of before, is taken over."""
     basis = state.basis
     direction = state.direction + change[DIRECTION] @ basis
-    direction *= 1.0 / _length(direction)
+    direction *= 1.0 / length(direction)
     _turned(covariance, basis, direction)
     return State(state.stamp_ns, state.tip + change[TIP], direction,
                  state.speed + float(change[SPEED]), state.idle + float(change[IDLE]), restless,
@@ -516,11 +516,6 @@ def _corrected(state: State, change: Array, covariance: Array, ends: Array,
 def _stamp(entry: _Entry) -> int:
     """Return when an image was taken."""
     return entry.observation.stamp_ns
-
-
-def _length(vector: Array) -> float:
-    """Return the length of a vector."""
-    return math.sqrt(float(vector @ vector))
 
 
 def _density(offset: float, variance: float) -> float:

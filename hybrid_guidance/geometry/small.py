@@ -10,6 +10,11 @@ import numpy as np
 from hybrid_guidance.geometry.types import Array
 
 
+def length(vector: Array) -> float:
+    """Return the length of an (N,) vector."""
+    return math.sqrt(float(vector @ vector))
+
+
 def squared(vector: Array) -> Array:
     """Return the (N, N) outer product of a vector with itself."""
     return vector[:, None] * vector

@@ -172,3 +172,9 @@ def test_what_only_an_xray_can_settle_is_worth_one(fusion: NeedleFusion) -> None
     advice = advise(fusion, int(2.0e9), 'fluoroscopy', given=given)
     assert advice.expose
     assert 'mirrored' in advice.reason
+
+
+def test_a_clock_that_jumps_back_is_not_waited_for(fusion: NeedleFusion) -> None:
+    fusion.taken('fluoroscopy', int(500e9))
+    see(fusion, 1.0, 2.0)
+    assert ask(fusion, 2.0).expose

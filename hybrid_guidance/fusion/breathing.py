@@ -32,8 +32,9 @@ _SEEN = 0.4
 _GAP_NS = 400_000_000
 """For longer nothing is known of tissue between two sights."""
 
-_PULL, _REST, _STILL, _SCALE = 1.5, 0.25, 4e-4, 0.05
-"""σ across the slice per metre in it before it was seen; share of the time that tissue rests;
+_PULL, _REST, _CALMEST, _STILL, _SCALE = 1.5, 0.25, 0.2, 4e-4, 0.05
+"""σ across the slice per metre in it before it was seen; share of the time that tissue rests, and
+of which the calmest moments are worth waiting for;
 m, a span that is no breath; share by which the scale of an X-ray's tissue may be wrong."""
 
 
@@ -156,18 +157,20 @@ class Breathing:
             self._covariance + doubt**2 * _THREE + across * (normal[:, None] * normal))
 
     def away(self) -> float:
-        """Return σ, m, of how far tissue was across the slice from its rest when last seen.
+        """Return σ, m, of what tissue, when last seen, did across the slice beside its calmest.
 
-        What an X-ray shows across the slice is wrong by that. It is least at the end of a breath.
-        Of one that was not watched for long enough nothing is known; 0 without tissue.
+        What an X-ray shows across the slice is wrong by that, and would be less so at the end of
+        a breath. Of one that was not watched for long enough nothing is known; 0 without tissue.
         """
         if not self._stamps:
             return 0.0
         if not self.known:
             # A rest that cannot be known is not waited for for ever.
             return self._deviation * (self._stamps[-1] - self._stamps[0] < 2 * self._watch_ns)
-        away = float(self._axis @ (self._moved[-1] - self._resting))
-        return abs(away) * math.sqrt(self._pull_variance)
+        squares = ((np.array(self._moved) - self._resting) @ self._axis)**2
+        # The rest is a mean: a breath that never comes back to it has a best moment all the same.
+        beside = float(squares[-1] - np.quantile(squares, _CALMEST))
+        return math.sqrt(max(beside, 0.0) * self._pull_variance)
 
     def rest(self) -> Displacement:
         """Return the same where the patient is at rest, as it was registered."""

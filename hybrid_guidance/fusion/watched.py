@@ -299,7 +299,10 @@ class WatchedFusion:
             return found
         self._suspect = False
         wrong = found.contradicts or abs(found.along) > _FAR_ALONG
-        if (wrong or self._turned) and not self._distrusted:
+        # A line that the needle's own track has refused is fascia as likely as a mirrored needle.
+        # `_explain` tells whether it is where the needle would be, left and right swapped.
+        other_line = self.fusion.confirmed and self.fusion.refused(seen.source, seen.stamp_ns)
+        if ((wrong and not other_line) or self._turned) and not self._distrusted:
             other = difference(mirrored(seen), *line, self._motion)
             self._weigh_mirrored(found, other, wrong, line[0].stamp_ns)
         return found

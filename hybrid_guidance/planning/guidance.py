@@ -39,8 +39,8 @@ class GuidanceSettings:
         standoff: how far outside the skin the approach ends, m.
         first_depth: how far the needle goes in before an image has shown it, m.
         dwell: how long an approach by eye is given, s.
-        patience: how long a needle inserted by eye may stay unseen, s.
-        retreat: how long it is given to be drawn back to the skin, to be aimed anew, s.
+        by_eye: how fast a needle is surely moved by eye, m/s.
+        patience: how long a needle that was inserted by eye may stay unseen, a breath at least, s.
         step: largest advance in one command, m.
         slow_down: largest advance as a share of the way still to go.
         lateral_tolerance: sideways deviation that is corrected before advancing, m.
@@ -58,8 +58,8 @@ class GuidanceSettings:
     standoff: float = 0.015
     first_depth: float = 0.020
     dwell: float = 2.0
-    patience: float = 12.0
-    retreat: float = 10.0
+    by_eye: float = 0.005
+    patience: float = 5.0
     step: float = 0.004
     slow_down: float = 0.2
     lateral_tolerance: float = 0.0015
@@ -115,15 +115,16 @@ class Guidance:
         if self._started_ns is None:
             self._started_ns = now_ns
         settings = self.settings
-        outside = self.path.pose_at(-settings.standoff)
+        depth = min(settings.first_depth, MOST_BY_EYE * self.path.length)
         elapsed = (now_ns - self._started_ns) * 1e-9 - settings.dwell
         if elapsed < 0.0:
-            return Command(Phase.APPROACH, outside, 'bring the needle to the skin mark, aligned')
-        if elapsed % (settings.patience + settings.retreat) > settings.patience:
-            return Command(Phase.APPROACH, outside, (
+            return Command(Phase.APPROACH, self.path.pose_at(-settings.standoff),
+                           'bring the needle to the skin mark, aligned')
+        inside = (settings.standoff + depth) / settings.by_eye + settings.patience
+        if elapsed % (inside + depth / settings.by_eye) > inside:
+            return Command(Phase.APPROACH, self.path.pose_at(0.0), (
                 'no image shows the needle: draw it back to the skin and aim again, in the '
                 'plane of the ultrasound image'))
-        depth = min(settings.first_depth, MOST_BY_EYE * self.path.length)
         return Command(Phase.ALIGN, self.path.pose_at(depth),
                        f'insert {depth * 1e3:.0f} mm, until ultrasound shows the needle')
 

@@ -157,6 +157,19 @@ def test_a_breath_is_away_from_its_rest_as_far_as_nothing_tells_of_it() -> None:
     assert watched(deepest, xrays=True).away() < 0.2 * alone[deepest]
 
 
+def test_a_breath_that_never_comes_to_its_rest_has_its_calmest_moments_all_the_same() -> None:
+    """Between two breaths that differ, or with the rest taken a little wrong."""
+    breathing = watched(12.0, xrays=False)
+    breathing._resting = breathing._resting - 0.001 * breathing._axis
+    stamps, moved = list(breathing._stamps), list(breathing._moved)
+    away = []
+    for last in range(len(stamps) - 60, len(stamps)):
+        breathing._stamps, breathing._moved = stamps[:last], moved[:last]
+        away.append(breathing.away())
+    assert min(away) == 0.0
+    assert max(away) > 0.001
+
+
 def test_a_rest_that_stays_unknown_is_not_waited_for_for_ever() -> None:
     random, breathing, away = np.random.default_rng(7), Breathing(deviation=0.002), []
     for k in range(240):

@@ -12,7 +12,7 @@ from visualization_msgs.msg import MarkerArray
 
 from hybrid_guidance import overlay
 from hybrid_guidance.geometry.needle import NeedleEstimate
-from hybrid_guidance.geometry.rigid import rotation_angle
+from hybrid_guidance.geometry.types import Transform
 from hybrid_guidance.parameters import parameter
 from hybrid_guidance.procedure import load_procedure
 from hybrid_guidance.ros import markers, qos, tf
@@ -24,6 +24,7 @@ from hybrid_guidance.ros.convert import (
     stamp_ns,
 )
 from hybrid_guidance.ros.node import GuidanceNode, run
+from hybrid_guidance.ros.probe import ProbeAdviser, ProbeParameters
 from hybrid_guidance.ros.view import View
 
 HOLDS = {'fluoroscopy': True, 'ultrasound': False}
@@ -31,7 +32,7 @@ HOLDS = {'fluoroscopy': True, 'ultrasound': False}
 
 
 @dataclass(frozen=True)
-class OverlayParameters(BoneParameters):
+class OverlayParameters(BoneParameters, ProbeParameters):
     """Parameters of ``overlay_node``."""
 
     procedure: str = parameter('lumbar_facet_injection', fixed=True, meaning=(
@@ -59,7 +60,7 @@ class OverlayNode(GuidanceNode[OverlayParameters]):
         super().__init__('overlay_node', OverlayParameters)
         self._length = load_procedure(self.parameters.procedure).needle.length
         self.listen_to_frames()
-        self._bone = BoneContours(self)
+        self._bone, self._probe = BoneContours(self), ProbeAdviser(self)
         self._needle: tuple[NeedleEstimate, int] | None = None
         self._path: np.ndarray | None = None
         self._deviation: np.ndarray | None = None
@@ -102,7 +103,8 @@ class OverlayNode(GuidanceNode[OverlayParameters]):
         in_space = self._markers.get_subscription_count() > 0
         for view in self._views:
             outlet = self._outlets[view.sensor]
-            is_watched = in_space or outlet.get_subscription_count() > 0
+            is_watched = in_space or outlet.get_subscription_count() > 0 or (
+                view.sensor == 'ultrasound' and self._probe.is_watched)
             view.listen(self, is_watched)
             if not is_watched:
                 self.health.set(view.sensor, True)
@@ -111,11 +113,11 @@ class OverlayNode(GuidanceNode[OverlayParameters]):
                 self.health.set(view.sensor, False, 'no image yet')
                 continue
             try:
-                sensor_T_patient, reasons = self._pose_and_doubts(view)
+                sensor_T_patient, reasons = view.pose_and_doubts(self)
             except tf.FutureException:
                 continue  # The pose of the newest image is still on its way.
             is_in_place = not reasons
-            scene = self._scene(view, reasons)
+            scene = self._scene(view, sensor_T_patient, reasons)
             pixels, projection = overlay.reduced(
                 view.frame.pixels, view.frame.projection, self.parameters.largest)
             canvas = overlay.picture(pixels)
@@ -125,32 +127,8 @@ class OverlayNode(GuidanceNode[OverlayParameters]):
             outlet.publish(
                 image_message(view.canvas, view.frame_id, view.frame.stamp_ns))
 
-    def _pose_and_doubts(self, view: View):  # type: ignore[no-untyped-def]
-        age = (self.now_ns() - view.frame.stamp_ns) * 1e-9
-        if not view.frame.projection.is_calibrated:
-            return None, ['image not calibrated: nothing can be drawn in it']
-        doubts = []
-        if age > self.parameters.stale and not HOLDS[view.sensor]:
-            doubts.append(f'{view.sensor} image is {age:.1f} s old')
-        try:
-            then = self.lookup(view.frame_id, 'patient', view.frame.stamp_ns)
-        except tf.FutureException as error:
-            if age < self.parameters.stale:
-                raise
-            return None, [*doubts, f'pose of the image unknown: {error}']
-        except tf.PastException:
-            # An X-ray outlives the history of frames; it may stay while the C-arm stays.
-            return None, [*doubts, f'X-ray is {age:.0f} s old: expose again']
-        except tf.TransformException as error:
-            return None, [*doubts, f'pose of the image unknown: {error}']
-        now = self.lookup(view.frame_id, 'patient', 0)
-        shift = float(np.linalg.norm(then[:3, 3] - now[:3, 3]))
-        if HOLDS[view.sensor] and max(shift, rotation_angle(then[:3, :3] @ now[:3, :3].T)
-                                      ) > self.parameters.moved:
-            doubts.append('C-arm has moved since this image: expose again')
-        return then, doubts
-
-    def _scene(self, view: View, doubts: list[str]) -> overlay.Scene:
+    def _scene(self, view: View, sensor_T_patient: Transform | None,
+               doubts: list[str]) -> overlay.Scene:
         now = self.now_ns()
         age = (now - view.frame.stamp_ns) * 1e-9
         lines = [f'{view.sensor}   {age:.1f} s old' if age > 1.0 else view.sensor]
@@ -168,6 +146,9 @@ class OverlayNode(GuidanceNode[OverlayParameters]):
                          f'± {sigma * 1e3:.1f}')
         if self._clearance is not None:
             lines.append(f'clearance {self._clearance * 1e3:.1f} mm')
+        if (view.sensor == 'ultrasound' and needle is not None and sensor_T_patient is not None
+                and view.frame is not None and not doubts):
+            lines.append(self._probe.publish(view.frame, sensor_T_patient, needle))
         ends = (None, None) if self._path is None else self._path[[0, -1]]
         return overlay.Scene(needle, self._length, *ends, self.parameters.sigmas,
                              tuple(lines), tuple(doubts))

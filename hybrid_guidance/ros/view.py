@@ -3,9 +3,12 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from hybrid_guidance.geometry.types import Image
+import numpy as np
+
+from hybrid_guidance.geometry.rigid import rotation_angle
+from hybrid_guidance.geometry.types import Image, Transform
 from hybrid_guidance.imaging.frame import Frame
-from hybrid_guidance.ros import markers
+from hybrid_guidance.ros import markers, tf
 from hybrid_guidance.ros.node import GuidanceNode
 
 
@@ -43,3 +46,37 @@ class View:
             for subscription in self.subscriptions:
                 node.destroy_subscription(subscription)
             self.subscriptions, self.frame = (), None
+
+    def pose_and_doubts(self, node: GuidanceNode[Any]) -> tuple[Transform | None, list[str]]:
+        """Return where the patient is in the image, and why what is drawn may be wrong.
+
+        Args:
+            node: follows tf; has the parameters ``stale`` and ``moved``.
+
+        Raises:
+            tf.FutureException: the pose of the newest image is still on its way.
+        """
+        assert self.frame is not None
+        age = (node.now_ns() - self.frame.stamp_ns) * 1e-9
+        if not self.frame.projection.is_calibrated:
+            return None, ['image not calibrated: nothing can be drawn in it']
+        doubts = []
+        if age > node.parameters.stale and not self.holds:
+            doubts.append(f'{self.sensor} image is {age:.1f} s old')
+        try:
+            then = node.lookup(self.frame_id, 'patient', self.frame.stamp_ns)
+        except tf.FutureException as error:
+            if age < node.parameters.stale:
+                raise
+            return None, [*doubts, f'pose of the image unknown: {error}']
+        except tf.PastException:
+            # An X-ray outlives the history of frames; it may stay while the C-arm stays.
+            return None, [*doubts, f'X-ray is {age:.0f} s old: expose again']
+        except tf.TransformException as error:
+            return None, [*doubts, f'pose of the image unknown: {error}']
+        now = node.lookup(self.frame_id, 'patient', 0)
+        shift = float(np.linalg.norm(then[:3, 3] - now[:3, 3]))
+        if self.holds and max(shift, rotation_angle(then[:3, :3] @ now[:3, :3].T)
+                                      ) > node.parameters.moved:
+            doubts.append('C-arm has moved since this image: expose again')
+        return then, doubts

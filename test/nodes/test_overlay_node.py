@@ -1,17 +1,21 @@
 """overlay_node: takes images only for somebody, holds the last X-ray, says why it is grey."""
 
 import numpy as np
+import pytest
+from diagnostic_msgs.msg import DiagnosticStatus
+from geometry_msgs.msg import PoseWithCovarianceStamped
 from sensor_msgs.msg import Image
 
+from hybrid_guidance.geometry.needle import NeedleEstimate
 from hybrid_guidance.geometry.projection import Projection
-from hybrid_guidance.geometry.rigid import transform
+from hybrid_guidance.geometry.rigid import pose_along, transform
 from hybrid_guidance.imaging.frame import Frame
 from hybrid_guidance.imaging.volume import Volume, write_nifti
 from hybrid_guidance.nodes.overlay_node import OverlayNode
 from hybrid_guidance.procedure import load_procedure
 from hybrid_guidance.ros import qos, tf
 from hybrid_guidance.ros.bone import BONE
-from hybrid_guidance.ros.convert import transform_message
+from hybrid_guidance.ros.convert import needle_message, transform_message
 from hybrid_guidance.ros.frames import FramePublisher
 
 
@@ -93,6 +97,35 @@ def test_bone_of_the_ct_is_drawn_where_the_slice_cuts_it(peer, tmp_path) -> None
     distance = np.hypot(columns - 128.0, rows - 120.0)
     # The banner hides the lower part; 40 px are the radius.
     assert np.all(np.abs(distance - 40.0) < 7.0)
+
+
+def test_a_tip_beside_the_slice_is_told_to_programs_too(peer) -> None:
+    """2.5 mm behind it, known to 0.5 mm, of a slice that is 3 mm thick."""
+    graph = peer('fluoroscopy')
+    node, advices = graph.start(OverlayNode), []
+    frames = FramePublisher(graph.node, 'ultrasound', 'ultrasound_image')
+    tf.StaticTransformBroadcaster(graph.node).sendTransform([
+        transform_message('world', 'patient', 0, np.eye(4)),
+        transform_message('world', 'ultrasound_image', 0, np.eye(4))])
+    needles = graph.node.create_publisher(
+        PoseWithCovarianceStamped, 'needle/pose', qos.OBSERVATION)
+    graph.node.create_subscription(
+        DiagnosticStatus, 'ultrasound/probe_advice', advices.append, qos.OBSERVATION)
+    lens = Projection.orthographic((2.5e-4, 2.5e-4), (128.0, 0.0), (256, 240))
+    needle = NeedleEstimate(pose_along(np.array([0.0, 0.03, 0.0025]), np.array([1.0, 0.0, 0.0])),
+                            np.diag([0.5e-3**2] * 3 + [0.01**2] * 3))
+
+    def told() -> bool:
+        now = node.now_ns()
+        needles.publish(needle_message(needle, 'patient', now))
+        frames.publish(Frame(np.full((240, 256), 90, np.uint8), now, lens))
+        graph.spin_for(0.05)
+        return bool(advices)
+    graph.spin(told)
+    assert advices[0].level == DiagnosticStatus.WARN
+    assert '2.5 mm behind the slice' in advices[0].message
+    values = {each.key: float(each.value) for each in advices[0].values}
+    assert values['probability outside'] == pytest.approx(0.977, abs=0.001)
 
 
 def test_a_ct_that_cannot_be_read_is_said(peer) -> None:

@@ -1,7 +1,7 @@
 """Whether the next X-ray is worth its dose."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -19,7 +19,7 @@ IN_VAIN_NS, IN_VAIN_LONGEST_NS = 1_000_000_000, 8_000_000_000
 """After an X-ray that does not show the needle; twice as long after each further one."""
 
 AWAY = 0.25e-3
-"""m of σ by which a breath may make an X-ray wrong that is to be taken now."""
+"""m of σ by which a breath may make an X-ray wrong that is to be taken now, in any case."""
 
 UNDERWAY_NS = 500_000_000
 """How late an image may arrive and still tell what the needle does now."""
@@ -37,8 +37,8 @@ class Limits:
         unchecked: m, how far the needle may go in beyond where an X-ray has shown it.
     """
 
-    tip: float = 0.0009
-    depth: float = 0.0007
+    tip: float = 0.0007
+    depth: float = 0.0005
     gain: float = 0.2
     risk: float = 0.01
     unchecked: float = 0.015
@@ -72,13 +72,14 @@ class Circumstances:
     Attributes:
         danger: (3,) m, from the tip to what it must not touch, in the filter's axes.
         dose: Gy, air kerma of one exposure.
-        away: m, σ of what a breath has done that an X-ray would take for the needle's place.
+        away: (3,) m, one σ of what a breath has done that an X-ray would take for the needle's
+            place, in the filter's axes.
         unsettled: what only an X-ray can settle, in words.
     """
 
     danger: Points | None = None
     dose: float = math.nan
-    away: float = 0.0
+    away: Points = field(default_factory=lambda: np.zeros(3))
     unsettled: str = ''
 
 
@@ -113,32 +114,42 @@ def advise(fusion: NeedleFusion, stamp_ns: int, source: str, limits: Limits | No
     if given.unsettled:
         return Advice(True, f'expose: an X-ray tells {given.unsettled}', now, risk_now=risk)
     if last is None:
-        return _at_rest(Advice(True, 'expose: no X-ray has shown the needle yet', now,
-                               risk_now=risk), given)
-    seen = fusion.filter.estimate(fusion.filter.expect(_again(last, state)))
-    depth, depth_after = (distance_deviation(each.covariance, state.direction)
-                          for each in (needle, seen))
+        advice = Advice(True, 'expose: no X-ray has shown the needle yet', now, risk_now=risk)
+        return _at_rest(advice, given.away)
+    seen, hurried = (fusion.filter.estimate(fusion.filter.expect(_again(last, state, away)))
+                     for away in (np.zeros(3), given.away))
+    depth, depth_after, depth_hurried = (distance_deviation(each.covariance, state.direction)
+                                         for each in (needle, seen, hurried))
     after, risk_after = _deviation(seen), _risk(seen, given.danger)
+    enough = _deviation(hurried) < limits.tip and depth_hurried < limits.depth
     expose, reason = _judge(limits, (now, after), (risk, risk_after), (depth, depth_after),
                             _beyond(fusion, source, state))
     price = '' if math.isnan(given.dose) else f', for {given.dose * 1e6:.1f} µGy'
-    return _at_rest(Advice(expose, f'{reason}{price}', now, after, risk, risk_after), given)
+    advice = Advice(expose, f'{reason}{price}', now, after, risk, risk_after)
+    return advice if enough else _at_rest(advice, given.away)
 
 
-def _again(last: Observation, state: State) -> Observation:
-    """Return an image as the last one, of where the needle is by now, at a better moment."""
+def _again(last: Observation, state: State, away: Points) -> Observation:
+    """Return an image as the last one, of where the needle is by now.
+
+    Args:
+        last: the image.
+        state: where the needle is.
+        away: (3,) m, one σ of what a breath does to it; 0: the image of a better moment.
+    """
     covariance = last.needle.covariance.copy()
-    covariance[:3, :3] -= last.passing
+    covariance[:3, :3] += away[:, None] * away - last.passing
     return replace(last, stamp_ns=state.stamp_ns, passing=np.zeros((3, 3)), needle=NeedleEstimate(
         pose_along(state.tip, last.needle.direction), covariance, last.needle.probability))
 
 
-def _at_rest(advice: Advice, given: Circumstances) -> Advice:
+def _at_rest(advice: Advice, away: Points) -> Advice:
     """Put an exposure off until the breath is at its end, where it tells most."""
-    if not advice.expose or given.away < AWAY:
+    sigma = float(np.linalg.norm(away))
+    if not advice.expose or sigma < AWAY:
         return advice
     return replace(advice, expose=False, reason=(
-        f'wait for the end of the breath, which is known to {given.away * 1e3:.1f} mm now; then '
+        f'wait for the end of the breath, which is known to {sigma * 1e3:.1f} mm now; then '
         f'{advice.reason}'))
 
 

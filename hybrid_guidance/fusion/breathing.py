@@ -156,21 +156,23 @@ class Breathing:
             offset + self._pull * away * normal,
             self._covariance + doubt**2 * _THREE + across * (normal[:, None] * normal))
 
-    def away(self) -> float:
-        """Return σ, m, of what tissue, when last seen, did across the slice beside its calmest.
+    def away(self) -> Points:
+        """Return (3,) m, one σ of what tissue, when last seen, did beside its calmest.
 
-        What an X-ray shows across the slice is wrong by that, and would be less so at the end of
-        a breath. Of one that was not watched for long enough nothing is known; 0 without tissue.
+        It is that across the slice, in ``world``: what an X-ray shows there is wrong by it, and
+        would be less so at the end of a breath. Of a breath that was not watched for long enough
+        nothing is known; 0 without tissue.
         """
         if not self._stamps:
-            return 0.0
+            return np.zeros(3)
         if not self.known:
             # A rest that cannot be known is not waited for for ever.
-            return self._deviation * (self._stamps[-1] - self._stamps[0] < 2 * self._watch_ns)
+            watched_ns = self._stamps[-1] - self._stamps[0]
+            return self._deviation * (watched_ns < 2 * self._watch_ns) * self._normal
         squares = ((np.array(self._moved) - self._resting) @ self._axis)**2
         # The rest is a mean: a breath that never comes back to it has a best moment all the same.
         beside = float(squares[-1] - np.quantile(squares, _CALMEST))
-        return math.sqrt(max(beside, 0.0) * self._pull_variance)
+        return math.sqrt(max(beside, 0.0) * self._pull_variance) * self._normal
 
     def rest(self) -> Displacement:
         """Return the same where the patient is at rest, as it was registered."""

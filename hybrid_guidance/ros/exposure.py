@@ -24,7 +24,7 @@ FRESH_NS = 1_000_000_000
 class ExposureParameters:
     """Parameters of ``fusion/exposure_advice``."""
 
-    exposure_limit: float = parameter(0.0009, low=0.0001, high=0.1, unit='m', meaning=(
+    exposure_limit: float = parameter(0.0007, low=0.0001, high=0.1, unit='m', meaning=(
         'tip error above which fusion/exposure_advice says expose, if that would help'))
     exposure_risk: float = parameter(0.01, low=0.0, high=1.0, meaning=(
         'probability of touching what must not be touched, above which it does'))
@@ -55,12 +55,12 @@ class ExposureAdviser:
             PointStamped, 'plan/nearest_structure', self._on_nearest, qos.OBSERVATION)
         node.create_subscription(Float64, f'{source}/air_kerma', self._on_kerma, qos.STATE)
 
-    def publish(self, watched: WatchedFusion, away: float) -> None:
+    def publish(self, watched: WatchedFusion, away: Points) -> None:
         """Say whether to expose now.
 
         Args:
             watched: what is known.
-            away: m, σ of where a breath has carried the needle.
+            away: (3,) m, one σ of where a breath has carried the needle.
         """
         if not self._advice.get_subscription_count():
             return

@@ -158,10 +158,27 @@ def test_an_exposure_waits_for_the_end_of_a_breath_that_is_not_known_well(
         fusion: NeedleFusion) -> None:
     see(fusion, 1.0, 2.0)
     now = int(2.0e9)
-    put_off = advise(fusion, now, 'fluoroscopy', given=Circumstances(away=0.5e-3))
+    away = np.array([0.5e-3, 0.0, 0.0])
+    put_off = advise(fusion, now, 'fluoroscopy', given=Circumstances(away=away))
     assert not put_off.expose
     assert 'end of the breath' in put_off.reason
-    assert advise(fusion, now, 'fluoroscopy', given=Circumstances(away=0.1e-3)).expose
+    assert advise(fusion, now, 'fluoroscopy', given=Circumstances(away=0.2 * away)).expose
+
+
+def test_an_exposure_does_not_wait_for_a_breath_that_leaves_it_good_enough(
+        fusion: NeedleFusion) -> None:
+    see(fusion, 1.0, 2.0)
+    fusion.add(fluoroscopy(2.0))
+    see(fusion, 2.01, 8.0)
+    limits, found = Limits(tip=0.7e-3, depth=0.5e-3, unchecked=0.0), {}
+    see(fusion, 8.0, 9.0, speed=0.001)
+    for words, away in (('little', (0.5e-3, 0.0, 0.0)), ('much', (5e-3, 0.0, 0.0)),
+                        ('much, along the ray', (0.0, 5e-3, 0.0))):
+        found[words] = advise(fusion, fusion.latest_ns, 'fluoroscopy', limits,
+                              Circumstances(away=np.array(away)))
+    assert {words: each.expose for words, each in found.items()} == {
+        'little': True, 'much': False, 'much, along the ray': True}
+    assert 'end of the breath' in found['much'].reason
 
 
 def test_what_only_an_xray_can_settle_is_worth_one(fusion: NeedleFusion) -> None:

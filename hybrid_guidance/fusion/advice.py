@@ -39,7 +39,7 @@ class Limits:
 
     tip: float = 0.0007
     depth: float = 0.0005
-    gain: float = 0.2
+    gain: float = 0.35
     risk: float = 0.01
     unchecked: float = 0.015
 

@@ -15,14 +15,17 @@ from hybrid_guidance.fusion.holder import Motion
 from hybrid_guidance.fusion.observe import Sighting
 from hybrid_guidance.fusion.patient_shift import AnatomyMotion
 from hybrid_guidance.fusion.watched import WatchedFusion
-from hybrid_guidance.geometry.covariance import diagonal
 from hybrid_guidance.geometry.needle import NeedleEstimate
 from hybrid_guidance.geometry.projection import Projection
-from hybrid_guidance.geometry.types import Array, Transform
+from hybrid_guidance.geometry.types import Transform
 from hybrid_guidance.parameters import parameter
 from hybrid_guidance.ros import qos, tf
 from hybrid_guidance.ros.agreement import listen_to_trackers, say_agreement
-from hybrid_guidance.ros.breathing_patient import SENSORS, BreathingPatient
+from hybrid_guidance.ros.breathing_patient import (
+    SENSORS,
+    BreathingParameters,
+    BreathingPatient,
+)
 from hybrid_guidance.ros.calibration import load_calibrations
 from hybrid_guidance.ros.convert import (
     needle_from_message,
@@ -35,11 +38,12 @@ from hybrid_guidance.ros.exposure import ExposureAdviser, ExposureParameters
 from hybrid_guidance.ros.health import ERROR
 from hybrid_guidance.ros.node import GuidanceNode, run
 from hybrid_guidance.ros.registering import PatientRegistration, RegisteringParameters
-from hybrid_guidance.ros.waiting import WaitingForPose
+from hybrid_guidance.ros.waiting import TrackedPoseParameters, WaitingForPose
 
 
 @dataclass(frozen=True)
-class FusionParameters(RegisteringParameters, ExposureParameters):
+class FusionParameters(RegisteringParameters, ExposureParameters, BreathingParameters,
+                       TrackedPoseParameters):
     """Parameters of ``fusion_node``."""
 
     calibration_file: str = parameter('simulated', meaning=(
@@ -50,14 +54,6 @@ class FusionParameters(RegisteringParameters, ExposureParameters):
                                   meaning='how much the tip wanders sideways')
     speed_motion: float = parameter(0.010, low=0.0, high=1.0, unit='m/s/sqrt(s)', fixed=True,
                                     meaning='how much the insertion speed changes')
-    tracking_position: float = parameter(0.1e-3, low=0.0, high=0.01, unit='m',
-                                         meaning='deviation of one tracked position')
-    tracking_rotation: float = parameter(0.001, low=0.0, high=0.1, unit='rad', meaning=(
-        'deviation of one tracked rotation of the probe'))
-    carm_rotation: float = parameter(0.0002, low=0.0, high=0.1, unit='rad', meaning=(
-        'deviation of one tracked rotation of the C-arm'))
-    wait: float = parameter(0.3, low=0.01, high=5.0, unit='s', meaning=(
-        'how long a needle waits for the tracked pose at its time'))
     stale: float = parameter(0.5, low=0.05, high=10.0, unit='s',
                              meaning='no needle for this long is reported')
     confirm: int = parameter(5, low=1, high=100, fixed=True, meaning=(
@@ -66,8 +62,6 @@ class FusionParameters(RegisteringParameters, ExposureParameters):
         'publish only a needle that X-ray and ultrasound have both shown'))
     recover: float = parameter(0.4, low=0.1, high=60.0, unit='s', fixed=True, meaning=(
         'when nothing fits for this long, a needle seen elsewhere takes over'))
-    breathing_deviation: float = parameter(0.0015, low=0.0, high=0.02, unit='m', fixed=True,
-        meaning='of a place in a breath that no image has shown; 0: nobody breathes')
 
 
 class FusionNode(GuidanceNode[FusionParameters]):
@@ -154,7 +148,7 @@ class FusionNode(GuidanceNode[FusionParameters]):
         if (calibration is not None and self._projection is not None
                 and not self._patient.moves):
             motion = partial(AnatomyMotion, point_array(message.point), self._projection,
-                             calibration.transform, self._tracking('fluoroscopy'))
+                             calibration.transform, self.parameters.tracking('fluoroscopy'))
             self._waiting.add(calibration.parent, stamp_ns(message.header.stamp),
                               lambda pose: self._watched.anatomy(motion(pose)))
 
@@ -163,7 +157,8 @@ class FusionNode(GuidanceNode[FusionParameters]):
         calibration = self._calibrations[SENSORS[name]]
         still_T_mount, breath = self._patient.tissue.breathing.still(stamp, world_T_mount)
         sighting = Sighting(name, stamp, needle, calibration.transform, still_T_mount,
-                            self._tracking(name), calibration.covariance, world_T_mount, breath)
+                            self.parameters.tracking(name), calibration.covariance,
+                            world_T_mount, breath)
         self._watched.follows_tissue = self._patient.moves
         projection = self._projection if name == 'fluoroscopy' else None
         update = self._watched.fuse(sighting, projection)
@@ -174,11 +169,6 @@ class FusionNode(GuidanceNode[FusionParameters]):
         if found is not None and name == 'ultrasound':
             self._consistency.publish(Float64(data=abs(found.pixels)))
         self.health.set(f'{name} needle', update.accepted, update.reason)
-
-    def _tracking(self, name: str) -> Array:
-        rotation = (self.parameters.carm_rotation if name == 'fluoroscopy'
-                    else self.parameters.tracking_rotation)
-        return diagonal(self.parameters.tracking_position, rotation)
 
     def _watch(self) -> None:
         now, fusion = self.now_ns(), self._watched.fusion

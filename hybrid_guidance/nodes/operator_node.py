@@ -52,12 +52,10 @@ class OperatorNode(GuidanceNode[OperatorParameters]):
         self._latency: list[float] = []
         self._deviation: np.ndarray | None = None
         self._numbers: dict[str, float] = {}
-        self._published = dict.fromkeys(SENSORS, 0)
-        self._missed = dict.fromkeys(SENSORS, 0)
+        self._published, self._missed = (dict.fromkeys(SENSORS, 0) for _ in range(2))
         self._exposures = 0
         self._exposed_ns = self._arrived_ns = 0
-        self._advised = False
-        self._path_clearance = ''
+        self._advised, self._path_clearance = False, ''
         self._pictures: list[Any] = []
         clients = (('plan/compute', Trigger), ('plan/approve', SetBool),
                    ('fluoroscopy/expose', Trigger))

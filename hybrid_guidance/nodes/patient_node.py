@@ -22,17 +22,18 @@ from hybrid_guidance.ros.convert import (
 )
 from hybrid_guidance.ros.held_needle import HeldNeedle
 from hybrid_guidance.ros.node import GuidanceNode, run
+from hybrid_guidance.ros.trackers import TrackerParameters, tracking
 from hybrid_guidance.simulation.anatomy import build_structures
 from hybrid_guidance.simulation.hand import Hand, HandSkill
 from hybrid_guidance.simulation.instruments import bent, insertion
 from hybrid_guidance.simulation.motion import make_motion, probe_sweep, probe_tremor
 from hybrid_guidance.simulation.render import procedure_needle
-from hybrid_guidance.simulation.room import Room, Tracker, Tracking, make_room
+from hybrid_guidance.simulation.room import Room, make_room
 from hybrid_guidance.simulation.syringe import Syringe
 
 
 @dataclass(frozen=True)
-class PatientParameters:
+class PatientParameters(TrackerParameters):
     """Parameters of ``patient_node``."""
 
     procedure: str = parameter('lumbar_facet_injection', fixed=True,
@@ -43,22 +44,6 @@ class PatientParameters:
                           meaning='of every random draw of the simulation')
     rate: float = parameter(50.0, low=10.0, high=200.0, unit='Hz', fixed=True,
                             meaning='of ground truth and tracking')
-    tracked: str = parameter('all', choices=('all', 'carm', 'ultrasound_probe'), fixed=True,
-                             meaning='whose pose goes to /tf; others have a tracker of their own')
-    tracker_delay: float = parameter(0.02, low=0.0, high=0.5, unit='s', fixed=True,
-                                     meaning='from taking a pose to publishing it')
-    probe_position_noise: float = parameter(0.1e-3, low=0.0, high=0.01, unit='m', fixed=True,
-                                            meaning='deviation of the tracked probe')
-    probe_rotation_noise: float = parameter(0.001, low=0.0, high=0.1, unit='rad', fixed=True,
-                                            meaning='deviation of the tracked probe')
-    carm_position_noise: float = parameter(0.1e-3, low=0.0, high=0.01, unit='m', fixed=True,
-                                           meaning='deviation of the tracked C-arm')
-    carm_rotation_noise: float = parameter(0.0002, low=0.0, high=0.1, unit='rad', fixed=True,
-                                           meaning='deviation of the tracked C-arm')
-    tracker_bias: float = parameter(0.0, low=0.0, high=0.05, unit='m', fixed=True,
-                                    meaning='constant error of every tracked position')
-    tracker_dropout: float = parameter(0.0, low=0.0, high=0.9, fixed=True,
-                                       meaning='share of the time in which trackers are blind')
     breathing: float = parameter(0.0, low=0.0, high=5.0, fixed=True,
                                  meaning='how deep: 1 is as the region does, 0 holds the breath')
     shift: float = parameter(0.0, low=0.0, high=0.1, unit='m', fixed=True,
@@ -97,14 +82,7 @@ class PatientNode(GuidanceNode[PatientParameters]):
         self._motion = make_motion(self._procedure.region, parameters.seed, parameters.breathing,
                                    parameters.shift, parameters.shift_time)
         self._start_ns = self.now_ns()
-        self._tracking = Tracking({
-            name: Tracker(position, rotation, parameters.tracker_delay, parameters.seed + number,
-                          parameters.tracker_bias, parameters.tracker_dropout)
-            for number, (name, position, rotation) in enumerate((
-                ('carm', parameters.carm_position_noise, parameters.carm_rotation_noise),
-                ('ultrasound_probe', parameters.probe_position_noise,
-                 parameters.probe_rotation_noise)))
-            if parameters.tracked in ('all', name)})
+        self._tracking = tracking(parameters, parameters.seed)
         self.listen_to_frames()
         self._broadcaster = tf.TransformBroadcaster(self)
         self._truth = {name: self.create_publisher(

@@ -1,6 +1,7 @@
 """Where the patient and the needle are, while the patient breathes: tf and ``needle/pose``."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from geometry_msgs.msg import PoseStamped, PoseWithCovarianceStamped
@@ -9,6 +10,7 @@ from hybrid_guidance.calibration.file import Calibration
 from hybrid_guidance.fusion.needle_filter import State
 from hybrid_guidance.fusion.watched import WatchedFusion
 from hybrid_guidance.geometry.types import Transform
+from hybrid_guidance.parameters import parameter
 from hybrid_guidance.ros import qos, tf
 from hybrid_guidance.ros.convert import (
     matrix_from_pose,
@@ -22,6 +24,14 @@ from hybrid_guidance.ros.tissue import TissueWatch
 _RECENT_NS = 100_000_000
 
 SENSORS = {'fluoroscopy': 'fluoroscopy_optical_frame', 'ultrasound': 'ultrasound_image'}
+
+
+@dataclass(frozen=True)
+class BreathingParameters:
+    """Parameters of the breath."""
+
+    breathing_deviation: float = parameter(0.0015, low=0.0, high=0.02, unit='m', fixed=True,
+        meaning='of a place in a breath that no image has shown; 0: nobody breathes')
 
 
 class BreathingPatient:

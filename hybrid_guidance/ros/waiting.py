@@ -2,13 +2,35 @@
 
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from hybrid_guidance.geometry.types import Transform
+from hybrid_guidance.geometry.covariance import diagonal
+from hybrid_guidance.geometry.types import Array, Transform
+from hybrid_guidance.parameters import parameter
 from hybrid_guidance.ros import tf
 from hybrid_guidance.ros.node import GuidanceNode
 
 Thing = TypeVar('Thing')
+
+
+@dataclass(frozen=True)
+class TrackedPoseParameters:
+    """Parameters of tracked poses."""
+
+    tracking_position: float = parameter(0.1e-3, low=0.0, high=0.01, unit='m',
+                                         meaning='deviation of one tracked position')
+    tracking_rotation: float = parameter(0.001, low=0.0, high=0.1, unit='rad', meaning=(
+        'deviation of one tracked rotation of the probe'))
+    carm_rotation: float = parameter(0.0002, low=0.0, high=0.1, unit='rad', meaning=(
+        'deviation of one tracked rotation of the C-arm'))
+    wait: float = parameter(0.3, low=0.01, high=5.0, unit='s', meaning=(
+        'how long a needle waits for the tracked pose at its time'))
+
+    def tracking(self, name: str) -> Array:
+        """Return the (6, 6) covariance of one tracked pose of what carries a sensor."""
+        return diagonal(self.tracking_position, self.carm_rotation if name == 'fluoroscopy'
+                        else self.tracking_rotation)
 
 
 class WaitingForPose(Generic[Thing]):

@@ -63,8 +63,9 @@ from hybrid_guidance.nodes.planner_node import SETTINGS, PlannerParameters
 from hybrid_guidance.nodes.ultrasound_tracker_node import UltrasoundTrackerParameters
 from hybrid_guidance.planning.anatomy_file import sources_of
 from hybrid_guidance.planning.approval import Approval
-from hybrid_guidance.planning.candidates import Doubt, Task
+from hybrid_guidance.planning.candidates import Task
 from hybrid_guidance.planning.clearance import Clearance
+from hybrid_guidance.planning.doubt import Doubt
 from hybrid_guidance.planning.guidance import GuidanceSettings
 from hybrid_guidance.planning.path import Path as NeedlePath
 from hybrid_guidance.planning.planner import planner_in

@@ -10,8 +10,9 @@ from hybrid_guidance.geometry.types import Points
 from hybrid_guidance.planning import picture
 from hybrid_guidance.planning.anatomy_file import AnatomyFiles, sources_of
 from hybrid_guidance.planning.anatomy_map import AnatomyMap, MapError, Source, build_map
-from hybrid_guidance.planning.candidates import Candidates, Doubt, Task, search
+from hybrid_guidance.planning.candidates import Candidates, Task, search
 from hybrid_guidance.planning.choice import choose, table
+from hybrid_guidance.planning.doubt import Doubt
 from hybrid_guidance.planning.files import PlanningFileError, read_markups
 from hybrid_guidance.planning.path import PlanError
 from hybrid_guidance.planning.plan_file import Plan, save

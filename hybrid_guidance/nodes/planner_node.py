@@ -11,9 +11,10 @@ from hybrid_guidance.geometry.rigid import transform_points
 from hybrid_guidance.parameters import parameter
 from hybrid_guidance.planning.anatomy_file import sources_of
 from hybrid_guidance.planning.approval import Approval
-from hybrid_guidance.planning.candidates import Doubt, Task
+from hybrid_guidance.planning.candidates import Task
 from hybrid_guidance.planning.choice import table
 from hybrid_guidance.planning.clearance import Clearance
+from hybrid_guidance.planning.doubt import Doubt
 from hybrid_guidance.planning.guidance import Command, GuidanceSettings
 from hybrid_guidance.planning.path import PlanError
 from hybrid_guidance.planning.planner import Choice, planner_in

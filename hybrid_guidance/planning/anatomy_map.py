@@ -242,14 +242,16 @@ class AnatomyMap:
     Attributes:
         grid: where the voxels are, in ``patient``.
         band: m; a distance beyond ±band is stored as ±band.
-        distances: name to (Z, Y, X) float32, m, negative inside.
+        names: of the S structures.
+        fields: (S, Z, Y, X) distances, m, negative inside.
         least: name to the least of its distances, m.
         boxes: name to the (3,) corners of a box that holds the structure, m.
     """
 
     grid: Grid
     band: float
-    distances: Mapping[str, NDArray[np.float32]]
+    names: tuple[str, ...]
+    fields: Field
     least: Mapping[str, float]
     boxes: Mapping[str, tuple[Points, Points]]
 
@@ -261,47 +263,63 @@ class AnatomyMap:
         Raises:
             MapError: no such structure.
         """
-        if name not in self.distances:
+        if name not in self.names:
             raise MapError(f'no structure "{name}" in the map; there are '
-                           f'{", ".join(sorted(self.distances))}')
+                           f'{", ".join(sorted(self.names))}')
         points = np.asarray(points, dtype=float)
-        index = (points - self.grid.origin) / self.grid.spacing
-        held = np.clip(index, 0.0, np.array(self.grid.shape[::-1]) - 1.0)
-        values = trilinear(self.distances[name], *np.moveaxis(held, -1, 0))
-        beside = index - held
-        if beside.any():
-            lower, upper = self.boxes[name]
-            from_box = np.linalg.norm(np.maximum(np.maximum(lower - points, points - upper), 0.0),
-                                      axis=-1)
-            off = np.linalg.norm(beside, axis=-1) * self.grid.spacing
-            values = np.where(off > 0.0, np.maximum(values - off, from_box), values)
-        return values
+        places = [((points[..., axis] - origin) / self.grid.spacing).astype(np.float32)
+                  for axis, origin in enumerate(self.grid.origin)]
+        held = [np.clip(place, 0, size - 1)
+                for place, size in zip(places, self.grid.shape[::-1], strict=True)]
+        values: Array = trilinear(self.fields[self.names.index(name)], *held).astype(float)
+        if all(map(np.array_equal, places, held)):
+            return values
+        lower, upper = self.boxes[name]
+        from_box = np.linalg.norm(np.maximum(np.maximum(lower - points, points - upper), 0.0),
+                                  axis=-1)
+        off = np.linalg.norm(np.subtract(places, held), axis=0) * self.grid.spacing
+        return np.where(off > 0.0, np.maximum(values - off, from_box), values)
 
     def holds(self, points: Points) -> NDArray[np.bool_]:
         """Tell which (..., 3) points lie between the grid's voxels."""
-        index = (points - self.grid.origin) / self.grid.spacing
-        return np.asarray(np.all((index >= 0.0) & (index <= np.array(self.grid.shape[::-1]) - 1.0),
-                                 axis=-1))
+        held = np.ones(points.shape[:-1], bool)
+        for axis, (origin, size) in enumerate(zip(self.grid.origin, self.grid.shape[::-1],
+                                                  strict=True)):
+            place = (points[..., axis] - origin) / self.grid.spacing
+            held &= (place >= 0.0) & (place <= size - 1.0)
+        return held
 
 
-def trilinear(values: Field, x: Array, y: Array, z: Array) -> Array:
-    """Return a (Z, Y, X) volume's values between its voxels, at (...,) places in it, in voxels."""
-    _, height, width = values.shape
-    cells = [np.maximum(np.minimum(np.asarray(place).astype(np.int32), size - 2), 0)
-             for place, size in zip((x, y, z), values.shape[::-1], strict=True)]
-    x, y, z = (place - cell for place, cell in zip((x, y, z), cells, strict=True))
-    base = (cells[2] * height + cells[1]) * width + cells[0]
+def trilinear(values: Field, x: Array, y: Array, z: Array, start: Any = 0) -> Any:
+    """Return a volume's values between its voxels.
+
+    Args:
+        values: (..., Z, Y, X); all that is before Z is reached by ``start`` only.
+        x: (...,) places, in voxels; y and z, too. float32 gives float32, in half the time.
+        y: of them.
+        z: of them.
+        start: (...,) index of the first voxel of the volume to read, in the array laid flat.
+    """
+    depth, height, width = values.shape[-3:]
+    cells = [np.maximum(np.minimum(place.astype(np.int32), size - 2), 0)
+             for place, size in ((x, width), (y, height), (z, depth))]
+    # An int32 beside a float32 would make a float64.
+    x, y, z = (place - cell.astype(place.dtype)
+               for place, cell in zip((x, y, z), cells, strict=True))
+    base = (cells[2] * height + cells[1]) * width + cells[0] + np.asarray(start, np.intp)
     flat = values.ravel()
 
-    def line(offset: int) -> Array:
-        first = flat.take(base + offset)
-        return np.asarray(first + x * (flat.take(base + (offset + 1)) - first))
+    def between(first: Any, second: Any, share: Any) -> Any:
+        second -= first
+        second *= share
+        second += first
+        return second
 
-    planes = []
-    for layer in (0, height * width):
-        near = line(layer)
-        planes.append(near + y * (line(layer + width) - near))
-    return np.asarray(planes[0] + z * (planes[1] - planes[0]))
+    def line(offset: int) -> Any:
+        return between(flat[offset:].take(base), flat[offset + 1:].take(base), x)
+
+    near, far = (between(line(layer), line(layer + width), y) for layer in (0, height * width))
+    return between(near, far, z)
 
 
 def build_map(sources: Mapping[str, Source | Shape], lower: Points, upper: Points,
@@ -327,18 +345,18 @@ def build_map(sources: Mapping[str, Source | Shape], lower: Points, upper: Point
     # The largest first: one begun last would keep one thread busy and the others waiting.
     order = sorted(made, key=lambda name: -float(np.prod(np.maximum(
         np.minimum(made[name].upper, upper) - np.maximum(made[name].lower, lower), 0.0) + band)))
+    fields = np.empty((len(made), *grid.shape), np.float32)
+    of = dict(zip(made, fields, strict=True))
     with ThreadPoolExecutor(workers) as pool:
-        fields = dict(zip(order, pool.map(
-            lambda name: _distances(grid, made[name], band), order), strict=True))
-    distances = {name: fields[name] for name in sources}
-    return AnatomyMap(grid, band, distances,
-                      {name: float(field.min()) for name, field in distances.items()},
+        least = dict(zip(order, pool.map(
+            lambda name: _distances(grid, made[name], band, of[name]), order), strict=True))
+    return AnatomyMap(grid, band, tuple(made), fields, least,
                       {name: (source.lower, source.upper) for name, source in made.items()})
 
 
-def _distances(grid: Grid, source: Source, band: float) -> NDArray[np.float32]:
-    """Return (Z, Y, X) distances, each structure only where it is nearer than the band."""
-    result = np.full(grid.shape, band, np.float32)
+def _distances(grid: Grid, source: Source, band: float, result: Field) -> float:
+    """Write (Z, Y, X) distances, and return the least; worked out only where within the band."""
+    result.fill(band)
     # Surface outside the grid counts, up to the band.
     first = np.floor((np.maximum(source.lower, grid.origin) - grid.origin - band)
                      / grid.spacing).astype(int) - 1
@@ -346,19 +364,19 @@ def _distances(grid: Grid, source: Source, band: float) -> NDArray[np.float32]:
     last = np.ceil((np.minimum(source.upper, end) - grid.origin + band)
                    / grid.spacing).astype(int) + 1
     if np.any(last - first < 2):
-        return result
+        return band
     domain = Grid(grid.origin + first * grid.spacing, grid.spacing,
                   tuple(int(n) for n in (last - first + 1)[::-1]))  # type: ignore[arg-type]
     offset = first[::-1]
     low = np.maximum(offset, 0)
     high = np.minimum(offset + domain.shape, grid.shape)
     if np.any(high <= low):
-        return result
+        return band
     to = tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
     within = tuple(slice(int(a), int(b)) for a, b in
                    zip(low - offset, high - offset, strict=True))
-    result[to] = _signed(domain, source.feet(domain), within, band)
-    return result
+    found = result[to] = _signed(domain, source.feet(domain), within, band)
+    return min(band, float(found.min()))
 
 
 def _signed(domain: Grid, feet: Feet, window: tuple[slice, ...],

@@ -1,22 +1,18 @@
-"""Every path of an entry window against every structure, in one pass over arrays.
-
-A distance changes no faster than the place where it is taken: one sample tells how near the next
-ones can be at most (as in sphere tracing, Hart J. C., The Visual Computer 1996;12:527). So one in
-four of each path's samples is looked up first, then the others where the least can be, in their
-voxels alone; the trilinear value is taken only where that leaves it open, and only of structures
-near enough to matter.
-"""
+"""Every path of an entry window, judged."""
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import pairwise, starmap
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hybrid_guidance.geometry.rigid import inverse, perpendiculars, transform_points
 from hybrid_guidance.geometry.types import Array, Points, Transform
-from hybrid_guidance.planning.anatomy_map import AnatomyMap, MapError, trilinear
+from hybrid_guidance.planning.anatomy_map import AnatomyMap, MapError
+from hybrid_guidance.planning.doubt import Doubt
+from hybrid_guidance.planning.least import LeastClearances
 from hybrid_guidance.planning.path import PlanError
 from hybrid_guidance.procedure import PlanningSetup, Probe, Procedure
 
@@ -25,45 +21,9 @@ NEAR_TIP = 0.015
 # Half a probe's housing across its slice, and how much wider than its face it is.
 HOUSING = (0.003, 0.008)
 WINDOW_SPACING = 0.00033
-_SECANT = 6
-# Samples of a path that are looked at together first.
-_GROUP = 4
-
-Single = NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Doubt:
-    """How unsure the place of the needle against the anatomy is.
-
-    Attributes:
-        sigmas: k, how many σ are taken off a distance.
-        tip: σ of the tip estimate in its worst direction, m.
-        registration: σ of the registration at the target in its worst direction, m.
-        turn: σ of the registration's rotation about its worst axis, rad; it counts with the
-            distance from the target.
-    """
-
-    sigmas: float = 2.0
-    tip: float = 0.0003
-    registration: float = 0.0003
-    turn: float = 0.005
-
-    def slack(self, from_target: Array) -> Array:
-        """Return k·σ in m at (...,) distances from the target in m."""
-        return np.asarray(self.sigmas * np.sqrt(
-            self.tip**2 + self.registration**2 + (self.turn * from_target) ** 2))
-
-    @classmethod
-    def of(cls, sigmas: float, tip: Array, registration: Array) -> 'Doubt':
-        """Return the doubt of (6, 6) covariances of the tip and of the registration at the target.
-
-        Each counts with the σ of its worst direction.
-        """
-        def worst(block: Array) -> float:
-            return float(max(np.linalg.eigvalsh(block)[-1], 0.0) ** 0.5)
-        return cls(sigmas, worst(tip[:3, :3]), worst(registration[:3, :3]),
-                   worst(registration[3:, 3:]))
+_SECANT = 7
+# How near the skin an entry is found, m.
+_ON_SKIN = 1e-6
 
 
 @dataclass(frozen=True)
@@ -169,13 +129,16 @@ class Candidates:
     @property
     def allowed(self) -> NDArray[np.bool_]:
         """(N,) whether every limit is kept."""
-        return np.asarray(np.all([term.excess <= 0.0 for term in self.terms.values()], axis=0))
+        kept = np.ones(len(self.entries), bool)
+        for term in self.terms.values():
+            if np.isfinite(term.limit):
+                kept &= term.excess <= 0.0
+        return kept
 
     @property
     def cost(self) -> Array:
         """(N,) sum of all costs; infinite where a limit refuses."""
-        total = np.sum([term.cost for term in self.terms.values()], axis=0)
-        return np.where(self.allowed, total, np.inf)
+        return np.where(self.allowed, sum(term.cost for term in self.terms.values()), np.inf)
 
 
 def entry_window(task: Task, anatomy: AnatomyMap,
@@ -186,8 +149,8 @@ def entry_window(task: Task, anatomy: AnatomyMap,
     to the target.
 
     Returns:
-        (N, 3) m, and how far the nearest of the places not on the skin is off it, m (0 if any is
-        on it).
+        (N, 3) m, and how far the disc is off the skin at its nearest, m, at most the map's band
+        (0 if any way leads to the skin).
     """
     normal = skin_normals(anatomy, task.window[None])[0]
     if not np.any(normal):
@@ -197,17 +160,39 @@ def entry_window(task: Task, anatomy: AnatomyMap,
     u, v = (line.ravel() for line in np.meshgrid(reach, reach))
     kept = u**2 + v**2 <= task.setup.window**2 * (1 + 1e-9)
     ways = task.window + np.stack([u[kept], v[kept]], axis=-1) @ across - task.target
-    before, after = np.full(len(ways), 0.97), np.ones(len(ways))
-    first = anatomy.at('skin', task.target + before[:, None] * ways)
+    off = anatomy.at('skin', task.target + ways)
+    entries, left = _to_skin(task, anatomy, ways, off, normal)
+    on_skin = (np.abs(left) < 2e-4) & anatomy.holds(entries)
+    return entries[on_skin], 0.0 if on_skin.any() else float(np.abs(off).min())
+
+
+def _to_skin(task: Task, anatomy: AnatomyMap, ways: Array, off: Array,
+             normal: Array) -> tuple[Points, Array]:
+    """Return (N, 3) where ways from the target pass the skin, and (N,) how far off it that is, m.
+
+    By secants, the first of which is as steep as the skin at the window's middle.
+
+    Args:
+        task: of the target.
+        anatomy: with the skin.
+        ways: (N, 3) m, from the target to the window.
+        off: (N,) m, how far their ends are off the skin.
+        normal: (3,) of the skin at the window's middle.
+    """
+    shares, values = np.ones(len(ways)), off.copy()
+    steep = np.maximum(ways @ normal, 0.001)
+    todo = np.arange(len(ways))
     for _ in range(_SECANT):
-        second = anatomy.at('skin', task.target + after[:, None] * ways)
-        change = np.where(np.abs(second - first) > 1e-9, second - first, np.inf)
-        step = np.clip(-second * (after - before) / change, -0.1, 0.1)
-        before, first, after = after, second, np.clip(after + step, 0.7, 1.3)
-    entries = task.target + after[:, None] * ways
-    off = np.abs(anatomy.at('skin', entries))
-    on_skin = (off < 2e-4) & anatomy.holds(entries)
-    return entries[on_skin], 0.0 if on_skin.any() else float(off.min())
+        step = np.clip(-values[todo] / steep, -0.1, 0.1)
+        after = np.clip(shares[todo] + step, 0.7, 1.3)
+        found = anatomy.at('skin', task.target + after[:, None] * ways[todo])
+        moved, change = after - shares[todo], found - values[todo]
+        shares[todo], values[todo] = after, found
+        on = (np.abs(found) > _ON_SKIN) & (np.abs(change) > 1e-9) & (moved != 0.0)
+        todo, steep = todo[on], change[on] / moved[on]
+        if not todo.size:
+            break
+    return task.target + shares[:, None] * ways, values
 
 
 def judge(task: Task, anatomy: AnatomyMap, entries: Points, step: float = STEP,
@@ -224,16 +209,32 @@ def judge(task: Task, anatomy: AnatomyMap, entries: Points, step: float = STEP,
     Raises:
         MapError: the map does not hold the paths, or a structure to avoid.
     """
+    missing = [name for name in task.avoid if name not in anatomy.names]
+    if missing:
+        raise MapError(f'the map lacks {", ".join(missing)}; make it of all that is to be avoided')
+    if not (anatomy.holds(task.target) and np.all(anatomy.holds(entries))):
+        raise MapError('paths leave the map; make it of the whole region of the task')
     ways = entries - task.target
-    lengths = np.linalg.norm(ways, axis=1)
+    lengths = np.sqrt(np.einsum('ij,ij->i', ways, ways))
     shafts = ways / lengths[:, None]
+    horizons = _horizons(task, anatomy, float(lengths.max()))
+    least = LeastClearances(anatomy, task.target, task.doubt, task.needle_radius, horizons,
+                            float(lengths.max()), step)
+    ends = np.linspace(0, len(entries), min(workers, len(entries)) + 1).astype(int).tolist()
+    parts = list(starmap(slice, pairwise(ends)))
+    with ThreadPoolExecutor(workers) as pool:
+        angles = pool.map(lambda part: _skin_angles(anatomy, entries[part], shafts[part]), parts)
+        near = pool.map(lambda part: least(ways[part]), parts)
+    clearances = dict(zip(least.names, np.concatenate(list(near), axis=1), strict=True))
     setup = task.setup
     terms = {
         'length': _upper(setup, 'length', 'mm', lengths,
                          task.needle_length - setup.limits['hub'], task.needle_length),
-        'skin_angle': _upper(setup, 'skin_angle', '°', _skin_angles(anatomy, entries, shafts),
+        'skin_angle': _upper(setup, 'skin_angle', '°', np.concatenate(list(angles)),
                              setup.limits['skin_angle'], setup.limits['skin_angle']),
-        **_clearances(task, anatomy, ways, lengths, step, workers),
+        **{name: _clearance(task, anatomy, name, clearances.get(
+            name, np.broadcast_to(horizon, len(ways))), horizon)
+           for name, horizon in horizons.items()},
         **_visibility(task, entries, shafts),
     }
     return Candidates(task.target, entries, terms)
@@ -255,8 +256,9 @@ def _skin_angles(anatomy: AnatomyMap, entries: Points, shafts: Array) -> Array:
 def skin_normals(anatomy: AnatomyMap, places: Points) -> Array:
     """Return the (N, 3) unit normals of the skin at (N, 3) m, outwards; 0 far from it."""
     step = 1.5 * anatomy.grid.spacing
-    slopes = np.stack([anatomy.at('skin', places + offset) - anatomy.at('skin', places - offset)
-                       for offset in step * np.eye(3)], axis=-1)
+    offsets = step * np.eye(3)[:, None]
+    before, after = anatomy.at('skin', np.stack([places - offsets, places + offsets]))
+    slopes = (after - before).T
     return np.asarray(slopes / np.maximum(np.linalg.norm(slopes, axis=1, keepdims=True), 1e-12))
 
 
@@ -295,103 +297,35 @@ def housing(probe: Probe) -> Array:
     return np.array([half + HOUSING[0], HOUSING[1]])
 
 
-def _clearances(task: Task, anatomy: AnatomyMap, ways: Array, lengths: Array, step: float,
-                workers: int) -> dict[str, Term]:
-    """Return the clearance term of every structure of the map but the skin."""
-    missing = [name for name in task.avoid if name not in anatomy.distances]
-    if missing:
-        raise MapError(f'the map lacks {", ".join(missing)}; make it of all that is to be avoided')
-    samples = _Samples(task, anatomy, ways, lengths, step)
-    names = [name for name in anatomy.distances if name != 'skin']
+def _horizons(task: Task, anatomy: AnatomyMap, longest: float) -> dict[str, float]:
+    """Return name to the clearance, m, that is told as this when it is more; without the skin.
 
-    def term(name: str) -> Term:
-        comfort = task.setup.comfort
-        margin = task.avoid.get(name, 0.0)
-        horizon = min(margin + comfort, anatomy.band - task.needle_radius - samples.most_slack)
-        value = samples.least(name, horizon)
-        named = name in task.avoid
-        excess = np.maximum(margin - value, 0.0) if named else np.zeros(len(value))
-        weight = task.setup.weights.get(name, task.setup.weights['structure']) if named else 0.0
-        # What the target itself costs, no path saves.
-        at_target = (float(anatomy.at(name, task.target)) - task.needle_radius
-                     - float(task.doubt.slack(np.zeros(()))))
-        lack, least = (np.clip((margin + comfort - distance) / comfort, 0.0, None)
-                       for distance in (value, np.asarray(at_target)))
-        cost = weight * np.maximum(lack**2 - least**2, 0.0)
-        return Term('mm', value, margin if named else np.nan, excess, cost, horizon)
-
-    if workers < 2:
-        return {name: term(name) for name in names}
-    with ThreadPoolExecutor(workers) as pool:
-        return dict(zip(names, pool.map(term, names), strict=True))
-
-
-class _Samples:
-    """Samples of all paths, (M, N), as places in the map's arrays.
+    Further off nothing costs, or the map does not tell distances.
 
     Args:
-        task: of the target and the doubt.
+        task: margins, comfort, needle and doubt.
         anatomy: the map.
-        ways: (N, 3) m, from target to entries.
-        lengths: (N,) m, of the ways.
-        step: between samples, m; longer paths decide.
-
-    Raises:
-        MapError: a path leaves the map.
+        longest: path, m.
     """
+    told = anatomy.band - task.needle_radius - float(task.doubt.slack(np.array(longest)))
+    return {name: min(task.avoid.get(name, 0.0) + task.setup.comfort, told)
+            for name in anatomy.names if name != 'skin'}
 
-    def __init__(self, task: Task, anatomy: AnatomyMap, ways: Array, lengths: Array,
-                 step: float) -> None:
-        grid = anatomy.grid
-        counts = np.array(grid.shape[::-1])
-        start = (task.target - grid.origin) / grid.spacing
-        ends = start + ways / grid.spacing
-        if (np.any(ends < 0.0) or np.any(ends > counts - 1) or np.any(start < 0.0)
-                or np.any(start > counts - 1)):
-            raise MapError('paths leave the map; make it of the whole region of the task')
-        self._anatomy, self._task = anatomy, task
-        number = _GROUP * int(np.ceil((float(lengths.max()) / step + 1.0) / _GROUP))
-        shares = np.linspace(0.0, 1.0, number, dtype=np.float32)[:, None]
-        self._places = [(np.float32(start[axis]) + shares * (ends - start)[:, axis].astype(
-            np.float32)) for axis in range(3)]
-        flat = np.rint(self._places[2]).astype(np.int32)
-        for axis in (1, 0):
-            flat *= int(counts[axis])
-            flat += np.rint(self._places[axis]).astype(np.int32)
-        self._flat = flat
-        self._slack = (task.doubt.slack(shares * lengths)
-                       + task.needle_radius).astype(np.float32)
-        self.most_slack = float(self._slack.max()) - task.needle_radius
-        middles = slice(_GROUP // 2, None, _GROUP)
-        self._middles = np.ascontiguousarray(flat[middles])
-        self._middle_slack = self._slack[middles]
-        # How far the value of a voxel may be from that of a place in it, and a clearance in the
-        # middle of a group from those at its ends: distances change as places do.
-        self._rounding = np.float32(np.sqrt(3.0) / 2.0 * grid.spacing)
-        self._reach = np.float32(
-            _GROUP // 2 * float(lengths.max()) / max(number - 1, 1)
-            * (1.0 + task.doubt.sigmas * task.doubt.turn))
 
-    def least(self, name: str, horizon: float) -> Array:
-        """Return (N,) the least distance along each path less radius and k·σ, at most a horizon."""
-        values = self._anatomy.distances[name].ravel()
-        count = self._flat.shape[1]
-        least = np.full(count, horizon)
-        if self._anatomy.least[name] - self.most_slack - self._task.needle_radius > horizon:
-            return least
-        rough = values.take(self._middles) - self._middle_slack
-        known = np.minimum(rough.min(axis=0) + self._rounding, np.float32(horizon))
-        kept = np.flatnonzero(rough <= known + (self._rounding + self._reach))
-        chosen = (kept // count * (_GROUP * count) + kept % count
-                  + count * np.arange(_GROUP)[:, None]).ravel()
-        rough = values.take(self._flat.ravel().take(chosen)) - self._slack.ravel().take(chosen)
-        np.minimum.at(known, chosen % count, rough + self._rounding)
-        chosen = chosen[rough <= known.take(chosen % count) + self._rounding]
-        if chosen.size:
-            exact = trilinear(self._anatomy.distances[name], *(
-                axis.ravel().take(chosen) for axis in self._places))
-            np.minimum.at(least, chosen % count, exact - self._slack.ravel().take(chosen))
-        return least
+def _clearance(task: Task, anatomy: AnatomyMap, name: str, value: Array, horizon: float) -> Term:
+    """Return the term of a structure from (N,) clearances, m, at most its horizon."""
+    margin, comfort = task.avoid.get(name, np.nan), task.setup.comfort
+    nothing = np.broadcast_to(0.0, value.shape)
+    if np.isnan(margin) or value.min() >= margin + comfort:
+        return Term('mm', value, margin, nothing, nothing, horizon)
+    weight = task.setup.weights.get(name, task.setup.weights['structure'])
+    # What the target itself costs, no path saves.
+    at_target = (float(anatomy.at(name, task.target)) - task.needle_radius
+                 - float(task.doubt.slack(np.zeros(()))))
+    lack, least = (np.clip((margin + comfort - distance) / comfort, 0.0, None)
+                   for distance in (value, np.asarray(at_target)))
+    return Term('mm', value, margin, np.maximum(margin - value, 0.0),
+                weight * np.maximum(lack**2 - least**2, 0.0), horizon)
 
 
 def search(task: Task, anatomy: AnatomyMap, spacing: float = WINDOW_SPACING,
@@ -403,8 +337,9 @@ def search(task: Task, anatomy: AnatomyMap, spacing: float = WINDOW_SPACING,
     """
     entries, off = entry_window(task, anatomy, spacing)
     if not len(entries):
-        raise PlanError(f'no path: the entry window lies off the skin, by {off * 1e3:.1f} mm at '
-                        'its nearest; move the entry to the skin')
+        more = 'more than ' if off >= anatomy.band - _ON_SKIN else ''
+        raise PlanError(f'no path: the entry window lies off the skin, by {more}{off * 1e3:.1f} mm '
+                        'at its nearest; move the entry to the skin')
     found = judge(task, anatomy, entries, workers=workers)
     if not found.allowed.any():
         raise PlanError(refusal(task, anatomy, found))

@@ -6,7 +6,8 @@ from balls import BALLS, BODY, ball
 
 from hybrid_guidance.geometry.rigid import transform
 from hybrid_guidance.planning.anatomy_map import AnatomyMap, build_map
-from hybrid_guidance.planning.candidates import Doubt, Task
+from hybrid_guidance.planning.candidates import Task
+from hybrid_guidance.planning.doubt import Doubt
 from hybrid_guidance.procedure import Probe
 
 

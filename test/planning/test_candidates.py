@@ -7,13 +7,13 @@ from balls import BALLS, BODY, ball
 
 from hybrid_guidance.planning.anatomy_map import AnatomyMap, MapError, build_map
 from hybrid_guidance.planning.candidates import (
-    Doubt,
     Task,
     entry_window,
     in_unit,
     judge,
     search,
 )
+from hybrid_guidance.planning.doubt import Doubt
 from hybrid_guidance.planning.path import PlanError
 from hybrid_guidance.procedure import PlanningSetup
 from hybrid_guidance.simulation import shapes

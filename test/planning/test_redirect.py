@@ -7,8 +7,9 @@ import pytest
 
 from hybrid_guidance.geometry.needle import NeedleEstimate
 from hybrid_guidance.geometry.rigid import pose_along
-from hybrid_guidance.planning.candidates import Doubt, Task
+from hybrid_guidance.planning.candidates import Task
 from hybrid_guidance.planning.clearance import Distance
+from hybrid_guidance.planning.doubt import Doubt
 from hybrid_guidance.planning.guidance import GuidanceSettings, Phase
 from hybrid_guidance.planning.path import Path
 from hybrid_guidance.planning.planner import Planner

@@ -19,13 +19,7 @@ from hybrid_guidance.planning.guidance import Command, GuidanceSettings
 from hybrid_guidance.planning.path import PlanError
 from hybrid_guidance.planning.planner import Choice, planner_in
 from hybrid_guidance.procedure import load_procedure
-from hybrid_guidance.ros import qos, tf
-from hybrid_guidance.ros.convert import (
-    needle_from_message,
-    point_array,
-    pose_stamped,
-    stamp_ns,
-)
+from hybrid_guidance.ros import convert, qos, tf
 from hybrid_guidance.ros.node import GuidanceNode, run
 from hybrid_guidance.ros.plans import PlanPublisher, ProgressPublisher
 
@@ -115,7 +109,7 @@ class PlannerNode(GuidanceNode[PlannerParameters]):
         self._shown.publish(self._planner.path, self.parameters.step, self.now_ns(), choice)
 
     def _on_point(self, name: str, message: PointStamped) -> None:
-        point = point_array(message.point)
+        point = convert.point_array(message.point)
         if message.header.frame_id != 'patient':
             point = transform_points(self.lookup('patient', message.header.frame_id, 0), point)
         moved = float(np.linalg.norm(point - self._planner.points[name]))
@@ -140,22 +134,17 @@ class PlannerNode(GuidanceNode[PlannerParameters]):
         return response
 
     def _on_approve(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
-        refused = self._approval.give() if request.data else ''
-        if not request.data:
-            self._approval.withdraw('withdrawn by plan/approve')
-        response.success = not refused
-        response.message = (f'nothing to approve: {refused}' if refused else
-                            'guiding' if request.data else 'approval withdrawn; nothing moves')
+        response.success, response.message = self._approval.answer(request.data)
         return response
 
     def _on_needle(self, message: PoseWithCovarianceStamped) -> None:
         if message.header.frame_id != 'patient':
             raise ValueError(f'needle/pose is in "{message.header.frame_id}", not in "patient"')
-        stamp = stamp_ns(message.header.stamp)
+        stamp = convert.stamp_ns(message.header.stamp)
         # A late image says where the needle was; the newest one leads.
         if stamp <= self._latest_ns and self._latest_ns - stamp < 2_000_000_000:
             return
-        needle = needle_from_message(message)
+        needle = convert.needle_from_message(message)
         self._latest_ns, self._needle = stamp, needle
         self._progress.publish(self._planner.path.deviation(needle.tip), needle,
                                self._clearance.nearest(needle.tip, needle.covariance), stamp)
@@ -163,7 +152,7 @@ class PlannerNode(GuidanceNode[PlannerParameters]):
             self._lead(self._planner.guidance.by_image(needle, stamp, self.now_ns()), stamp)
 
     def _lead(self, command: Command, stamp: int) -> None:
-        self._next_pose.publish(pose_stamped(command.pose, 'patient', stamp))
+        self._next_pose.publish(convert.pose_stamped(command.pose, 'patient', stamp))
         self.health.value('phase', command.phase.value)
         self.health.value('words', command.words)
 
@@ -181,7 +170,6 @@ class PlannerNode(GuidanceNode[PlannerParameters]):
         except tf.TransformException:
             pass  # nothing is registered yet
         self.health.set('approval', self._approval.given, self._approval.why_not)
-
 
     def _look(self) -> None:
         """Plan from where the needle is, if the target cannot be reached on the path any more."""

@@ -22,10 +22,15 @@ class Approval:
         self._refused = ''
         self._world_T_patient: Transform | None = None
 
-    def give(self) -> str:
-        """Approve; return in words why there is nothing to approve, '' when there is."""
+    def answer(self, wanted: bool) -> tuple[bool, str]:
+        """Approve or withdraw as a person asks; return whether that was done, and what to tell."""
+        if not wanted:
+            self.withdraw('withdrawn by plan/approve')
+            return True, 'approval withdrawn; nothing moves'
         self.given = not self._refused
-        return self._refused
+        if self._refused:
+            return False, f'nothing to approve: {self._refused}'
+        return True, 'guiding'
 
     def withdraw(self, why: str) -> None:
         """Withdraw it, and say why."""

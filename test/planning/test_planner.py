@@ -27,19 +27,27 @@ def test_a_moved_entry_is_a_new_path_and_computing_keeps_it_where_there_is_no_ch
 
 def test_where_there_is_no_plan_nothing_is_approved_until_there_is_one() -> None:
     approval = Approval(0.003)
-    assert approval.give() == ''
+    assert approval.answer(True) == (True, 'guiding')
     approval.refuse('too short')
     assert not approval.given
-    assert approval.give() == 'too short'
+    assert approval.answer(True) == (False, 'nothing to approve: too short')
     assert not approval.given
     approval.renew('planned anew')
-    assert approval.give() == ''
+    assert approval.answer(True) == (True, 'guiding')
     assert approval.given
+
+
+def test_a_person_takes_the_approval_back() -> None:
+    approval = Approval(0.003)
+    approval.answer(True)
+    assert approval.answer(False) == (True, 'approval withdrawn; nothing moves')
+    assert not approval.given
+    assert 'withdrawn by plan/approve' in approval.why_not
 
 
 def test_another_plan_takes_the_approval_with_it_and_says_why() -> None:
     approval = Approval(0.003)
-    approval.give()
+    approval.answer(True)
     approval.renew('target moved')
     assert not approval.given
     assert 'target moved' in approval.why_not

@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 import open3d
 from scipy.optimize import brentq
+from scipy.spatial import cKDTree
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -386,7 +387,7 @@ def short_needle(task, solids, anatomy):
 
 
 def target_in_bone(task, solids, anatomy):
-    """The target moved towards the bone until it is 2 mm deep by the solid's own field."""
+    """The target moved towards the bone until it is about 2 mm deep."""
     bone = solids['bone']
     around = task.target + np.random.default_rng(1).uniform(-0.02, 0.02, (20000, 3))
     deep = around[int(np.argmin(bone.at(around)))]
@@ -394,26 +395,43 @@ def target_in_bone(task, solids, anatomy):
     moved = replace(task, target=task.target + share * (deep - task.target))
     wanted = {key: solids[key] for key in ('skin', *task.avoid)}
     return (moved, build_map(wanted, *moved.region(), band=moved.band),
-            r'the target is in bone, (\d+\.\d) mm deep', 2.0, 0.35)
+            r'the target is in bone, (\d+\.\d) mm deep',
+            to_surface(bone, moved.target[None], 0.01) * 1e3, 0.3)
+
+
+def to_surface(shape, places, reach):
+    """Return how far the nearest of (N, 3) m is from a solid's surface, m, by its own points."""
+    grid = Grid.covering(places.min(axis=0) - reach, places.max(axis=0) + reach, 0.0005)
+    return float(cKDTree(SolidSource(shape).feet(grid).points).query(places)[0].min())
 
 
 def window_outside(task, solids, anatomy):
     """The entry clicked in the air, as far outside the skin as the target is inside."""
     out = replace(task, window=2 * task.window - task.target)
+    skin, steps = solids['skin'], 0.001 * np.eye(3)
+    # A disc beside the skin where the map reaches that far, otherwise across the way.
+    normal = (skin.at(out.window + steps) - skin.at(out.window - steps)
+              if to_surface(skin, out.window[None], out.band + 0.005) < out.band - 0.002
+              else out.window - task.target)
+    u, v = perpendiculars(normal / np.linalg.norm(normal))
+    angle = np.linspace(0, 2 * np.pi, 60)[:, None]
+    disc = out.window + np.concatenate([radius * (np.cos(angle) * u + np.sin(angle) * v)
+                                        for radius in np.linspace(0, out.setup.window, 12)])
     wanted = {key: solids[key] for key in ('skin', *task.avoid)}
     return (out, build_map(wanted, *out.region(), band=out.band),
-            r'lies off the skin, by more than (\d+\.\d) mm', out.band * 1e3, 0.06)
+            r'lies off the skin, by (?:more than )?(\d+\.\d) mm',
+            min(out.band, to_surface(skin, disc, out.band + 0.005)) * 1e3, 0.3)
 
 
 def blocked_window(task, solids, anatomy):
-    """A plate of bone, 4 mm thick, half way across all paths: short by half of it and the rest."""
+    """A plate of bone, 4 mm thick, across all paths: short by half of it and the rest."""
     way = task.window - task.target
     length = float(np.linalg.norm(way))
     plate = placed(box(np.zeros(3), np.array([0.03, 0.03, 0.002]), 0.0005),
-                   pose_along(task.target + way / 2, way))
+                   pose_along(task.target + 0.35 * way, way))
     wanted = {key: solids[key] for key in ('skin', *task.avoid)}
     blocked = {**wanted, 'bone': union([solids['bone'], plate])}
-    short = (0.002 + task.needle_radius + float(task.doubt.slack(np.array(length / 2)))
+    short = (0.002 + task.needle_radius + float(task.doubt.slack(np.array(0.35 * length)))
              + task.avoid['bone'])
     return (task, build_map(blocked, *task.region(), band=task.band),
             r'fails by bone: (\d+\.\d) mm short', short * 1e3, 0.6)

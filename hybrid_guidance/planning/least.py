@@ -22,8 +22,8 @@ from hybrid_guidance.planning.doubt import Doubt
 
 LEVELS = ((512, 2), (64, 1), (8, 1), (1, 1))
 """Paths and samples of a node, from coarse to fine."""
-STEEPEST = 1.3
-"""By how many voxels' size neighbours in a map differ at most; 1 but for its own errors."""
+STEEPEST = 1.6
+"""By how many voxels neighbours in a map differ at most: 1, and at edges the map's own errors."""
 # A value between voxels is off the distance by no more than a cell's half diagonal and those.
 _OFF = 3**0.5 / 2 + 0.3
 # Of float32, m.

@@ -2,9 +2,12 @@ import numpy as np
 import pytest
 
 from hybrid_guidance.planning.anatomy_map import AnatomyMap, build_map
+from hybrid_guidance.planning.candidates import Task
 from hybrid_guidance.planning.doubt import Doubt
 from hybrid_guidance.planning.least import LEVELS, STEEPEST, LeastClearances, _bundled, _neighbours
+from hybrid_guidance.procedure import load_procedure
 from hybrid_guidance.simulation import shapes
+from hybrid_guidance.simulation.anatomy import build_structures
 
 TARGET = np.array([0.001, -0.002, -0.022])
 DOUBT = Doubt(2.0, 0.0003, 0.0004, 0.01)
@@ -65,7 +68,14 @@ def test_little_of_the_map_is_read(anatomy: AnatomyMap, monkeypatch: pytest.Monk
     assert sum(read) < 6000 * 56 * 3 / 2
 
 
-def test_a_map_is_no_steeper_than_the_bounds_count_with(anatomy: AnatomyMap) -> None:
+@pytest.mark.parametrize('name', ['', 'hip_injection', 'lumbar_sympathetic_block'])
+def test_a_map_is_no_steeper_than_the_bounds_count_with(anatomy: AnatomyMap, name: str) -> None:
+    if name:
+        procedure = load_procedure(name)
+        task = Task.of(procedure)
+        solids = build_structures(procedure.region, 101, procedure.target)
+        anatomy = build_map({key: solids[key] for key in task.avoid}, *task.region(),
+                            band=task.band)
     steepest = max(float(np.abs(np.diff(anatomy.fields, axis=axis)).max()) for axis in (1, 2, 3))
     assert steepest < STEEPEST * anatomy.grid.spacing
 

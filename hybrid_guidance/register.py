@@ -25,6 +25,7 @@ from hybrid_guidance.imaging.dicom import open_dicom
 from hybrid_guidance.planning.files import read_markups
 from hybrid_guidance.procedure import load_procedure
 from hybrid_guidance.registration import picture
+from hybrid_guidance.registration.bone import Bone
 from hybrid_guidance.registration.ct import REACH, Scan, read_scan
 from hybrid_guidance.registration.entry import entry_of
 from hybrid_guidance.registration.points import (
@@ -33,13 +34,7 @@ from hybrid_guidance.registration.points import (
     register_sets,
     triangulate_all,
 )
-from hybrid_guidance.registration.projection import (
-    Bone,
-    ProjectionRegistration,
-    View,
-    register_views,
-    shadow,
-)
+from hybrid_guidance.registration.projection import ProjectionRegistration, register_views
 from hybrid_guidance.registration.result import Registration, RegistrationError
 from hybrid_guidance.registration.surface import (
     Glimpse,
@@ -47,6 +42,7 @@ from hybrid_guidance.registration.surface import (
     register_surface,
     swept,
 )
+from hybrid_guidance.registration.view import View, shadow
 from hybrid_guidance.simulation.anatomy import build_patient
 from hybrid_guidance.simulation.render import procedure_needle, standard_views, xray_renderer
 from hybrid_guidance.simulation.scanner import scanned
@@ -164,11 +160,11 @@ def _by_xray(arguments: argparse.Namespace) -> Registration:
     bone, views, start, target = (_simulated(arguments.seed) if arguments.job is None
                                   else _job(arguments))
     found = register_views(views, bone, start, target)
-    colour = picture.RIGHT if found.accepted else picture.REFUSED
+    colour = picture.RIGHT if found.holds else picture.REFUSED
+    word = 'accepted' if found.accepted else 'ACROSS ITS RAYS ONLY' if found.holds else 'REFUSED'
     for number, view in enumerate(views, start=1):
         both = [picture.over(bone, view, start, picture.START, 'start'),
-                picture.over(bone, view, found.transform, colour,
-                             'accepted' if found.accepted else 'REFUSED')]
+                picture.over(bone, view, found.transform, colour, word)]
         path = arguments.output / f'xray{number}.png'
         if not cv2.imwrite(str(path), np.hstack(both)[..., ::-1]):
             raise OSError(f'{path} cannot be written; name another folder')

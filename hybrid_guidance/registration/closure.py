@@ -55,7 +55,8 @@ def close_loop(ultrasound: Registration, xray: Registration) -> Closure:
         ultrasound: ``fixed_T_ct`` by the surface of bone, through probe and tracker; its
             ``common`` the deviation that the calibration claims (0.3 mm), with no allowance for
             one that is worse: that is what is asked here.
-        xray: ``fixed_T_ct`` by X-rays, through C-arm and tracker; the same target.
+        xray: ``fixed_T_ct`` by X-rays, through C-arm and tracker; the same target. One is enough:
+            its covariance says how far away the bone is only roughly.
 
     Raises:
         RegistrationError: their targets differ, or one of them was refused.
@@ -63,7 +64,7 @@ def close_loop(ultrasound: Registration, xray: Registration) -> Closure:
     if not np.allclose(ultrasound.target, xray.target, atol=1e-6):
         raise RegistrationError('the two registrations have different targets; repeat one')
     for name, each in (('ultrasound', ultrasound), ('X-ray', xray)):
-        if not each.accepted:
+        if not each.holds:
             raise RegistrationError(f'the registration by {name} was {each.verdict}')
     target = xray.target
     gap = (transform_points(ultrasound.transform, target)

@@ -2,16 +2,18 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from hybrid_guidance.geometry.rigid import transform_points
 from hybrid_guidance.geometry.types import Array, Image, Points
-from hybrid_guidance.imaging.volume import read_volume
+from hybrid_guidance.imaging.volume import Volume, read_volume
 from hybrid_guidance.procedure import Procedure
-from hybrid_guidance.registration.projection import Bone, aligned
+from hybrid_guidance.registration.bone import Bone
 from hybrid_guidance.registration.result import RegistrationError
 from hybrid_guidance.registration.surface import BoneField
 from hybrid_guidance.simulation.anatomy import build_patient
@@ -101,6 +103,41 @@ class Scan:
         excess = values - 0.5 * (np.maximum(densest, least) + _SOFT)
         distance = _signed_distance(np.asarray(excess, np.float32), edge)
         return BoneField(self.origin, edge, np.asarray(distance.transpose(2, 1, 0), float))
+
+
+def aligned(volume: Volume, edge: float = 0.001) -> tuple[Image, Points, Array]:
+    """Return a volume as (values, origin, spacing) along the axes of the patient.
+
+    One whose slices lie square to them (most CTs) is turned; any other is interpolated.
+
+    Args:
+        volume: of a CT or of labels.
+        edge: metres, of the voxels where it is interpolated.
+    """
+    turn = volume.patient_T_voxel[:3, :3] / volume.spacing
+    if np.abs(np.abs(turn) - np.rint(np.abs(turn))).max() < 1e-3:
+        # Which axis of the file runs along x, y, z of the patient, and whether backwards.
+        order = np.argmax(np.abs(turn), axis=1)
+        backwards = [bool(turn[axis, which] < 0.0) for axis, which in enumerate(order)]
+        values = volume.values.transpose([2 - order[axis] for axis in (2, 1, 0)])
+        values = values[tuple(slice(None, None, -1 if backwards[axis] else 1)
+                              for axis in (2, 1, 0))]
+        first = np.zeros(3)
+        for axis, which in enumerate(order):
+            if backwards[axis]:
+                first[which] = volume.values.shape[2 - which] - 1
+        return values, transform_points(volume.patient_T_voxel, first), volume.spacing[order]
+    ends = [(0.0, count - 1.0) for count in volume.values.shape[::-1]]
+    corners = transform_points(volume.patient_T_voxel, np.array(list(product(*ends)), np.float64))
+    lower, upper = corners.min(axis=0), corners.max(axis=0)
+    shape = np.ceil((upper - lower) / edge).astype(int) + 1
+    voxel_T_patient = np.linalg.inv(volume.patient_T_voxel)
+    matrix = edge * voxel_T_patient[:3, :3]
+    start = transform_points(np.asarray(voxel_T_patient, float), lower)
+    values = ndimage.affine_transform(volume.values.astype(np.float32), matrix[::-1, ::-1],
+                                      start[::-1], tuple(shape[::-1]), order=1,
+                                      cval=float(volume.values.min()))
+    return values, lower, np.full(3, edge)
 
 
 def _signed_distance(excess: NDArray[np.float32], edge: float) -> NDArray[np.float32]:

@@ -10,8 +10,8 @@ from hybrid_guidance.geometry.projection import Projection
 from hybrid_guidance.geometry.rigid import inverse, rotation_angle, transform_points
 from hybrid_guidance.geometry.types import Transform
 from hybrid_guidance.procedure import load_procedure
+from hybrid_guidance.registration.bone import Bone
 from hybrid_guidance.registration.ct import REACH, named_scan
-from hybrid_guidance.registration.projection import Bone
 from hybrid_guidance.registration.surface import BoneField
 from hybrid_guidance.simulation.xray import coarse_pixels
 

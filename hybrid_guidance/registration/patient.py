@@ -7,9 +7,10 @@ from hybrid_guidance.geometry.types import Points, Transform
 from hybrid_guidance.procedure import load_procedure
 from hybrid_guidance.registration.closure import close_loop
 from hybrid_guidance.registration.ct import REACH, Scan, named_scan
-from hybrid_guidance.registration.projection import View, register_views
+from hybrid_guidance.registration.projection import register_views
 from hybrid_guidance.registration.result import Registration, RegistrationError
 from hybrid_guidance.registration.surface import Glimpse, register_surface, swept
+from hybrid_guidance.registration.view import View
 
 _XRAY_REACH = 0.11
 
@@ -65,7 +66,7 @@ def register_patient(job: Job) -> Answer:
     best = _best(results)
     if best is None:
         return Answer(f'refused, the patient stays where it was: {words}')
-    if all(each.accepted for each in results.values()) and len(results) == 2:
+    if all(each.holds for each in results.values()) and len(results) == 2:
         loop = close_loop(results['ultrasound'], results['X-ray'])
         words += f'; {loop.verdict}'
         if not loop.closed:

@@ -6,10 +6,11 @@ import numpy as np
 from hybrid_guidance.geometry.rigid import inverse, transform_points
 from hybrid_guidance.geometry.types import Array, Image, Points, Transform
 from hybrid_guidance.imaging.grey import counts_to_grey
+from hybrid_guidance.registration.bone import Bone
 from hybrid_guidance.registration.ct import Scan
 from hybrid_guidance.registration.outline import contours
-from hybrid_guidance.registration.projection import Bone, View
 from hybrid_guidance.registration.surface import BoneField, Cloud, SurfaceRegistration
+from hybrid_guidance.registration.view import View
 
 # Red, green, blue.
 RIGHT, REFUSED, START = (80, 255, 120), (255, 96, 64), (255, 200, 60)

@@ -12,6 +12,7 @@ from hybrid_guidance.geometry.projection import Projection
 from hybrid_guidance.geometry.rigid import inverse, skew, transform_points
 from hybrid_guidance.geometry.types import Array, Pixels, Points, Transform
 from hybrid_guidance.registration.result import (
+    LIMIT,
     Registration,
     RegistrationError,
     chance_below,
@@ -19,7 +20,6 @@ from hybrid_guidance.registration.result import (
     covariance_from,
 )
 
-LIMIT = 0.003
 _CONFIDENCE = 0.95
 _LEAST_P = 1e-3
 _GATE = 3.5

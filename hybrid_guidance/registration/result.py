@@ -12,6 +12,9 @@ import numpy as np
 from hybrid_guidance.geometry import covariance as covariances
 from hybrid_guidance.geometry.types import Array, Points, Transform
 
+LIMIT = 0.003
+"""How far off the target a registration may be, metres, where nothing else is asked for."""
+
 # 1 m and half a turn: what is known before anything was measured. Keeps information invertible.
 _PRIOR = np.array([1.0] * 3 + [1.0 / np.pi] * 3) ** 2
 
@@ -44,6 +47,11 @@ class Registration:
     def accepted(self) -> bool:
         """Whether it may be used."""
         return not self.reasons
+
+    @property
+    def holds(self) -> bool:
+        """Whether it is right as far as its covariance says."""
+        return self.accepted
 
     @property
     def target_covariance(self) -> Array:

@@ -22,13 +22,13 @@ from hybrid_guidance.geometry.rigid import (
 )
 from hybrid_guidance.geometry.types import Array, Pixels, Points, Transform
 from hybrid_guidance.registration.result import (
+    LIMIT,
     Registration,
     RegistrationError,
     chance_below,
     covariance_from,
 )
 
-LIMIT = 0.003
 _LEAST_POINTS = 60
 _FACING = 0.1
 _CELL = 0.004

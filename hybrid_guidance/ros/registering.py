@@ -21,8 +21,8 @@ from hybrid_guidance.parameters import parameter
 from hybrid_guidance.procedure import load_procedure
 from hybrid_guidance.registration.entry import entry_of
 from hybrid_guidance.registration.patient import Answer, Job, register_patient
-from hybrid_guidance.registration.projection import View, shadow
 from hybrid_guidance.registration.surface import Glimpse, beams_to
+from hybrid_guidance.registration.view import View, shadow
 from hybrid_guidance.ros import qos
 from hybrid_guidance.ros.convert import (
     frame_from_messages,

@@ -5,8 +5,8 @@ import pytest
 
 from hybrid_guidance.geometry.projection import Projection
 from hybrid_guidance.geometry.rigid import inverse, rotation_from_vector, transform
+from hybrid_guidance.registration.bone import Bone
 from hybrid_guidance.registration.outline import Outline, OutlineMemory
-from hybrid_guidance.registration.projection import Bone
 from hybrid_guidance.registration.surface import BoneField
 
 RADIUS, HALF, EDGE = 0.012, 0.04, 0.001

@@ -22,6 +22,7 @@ import argparse
 import json
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -114,7 +115,7 @@ def points(count: int, first: int) -> bool:
 
 
 def sweep(procedure, patient, seed: int, wrong: np.ndarray | None = None):
-    """Return the cloud of one freehand sweep along both sides of the spine.
+    """Return the cloud of one freehand sweep in three strips about the probe's place.
 
     ``wrong``: (3,) metres, by which the calibration of the probe is wrong beyond its deviation.
     """
@@ -122,19 +123,26 @@ def sweep(procedure, patient, seed: int, wrong: np.ndarray | None = None):
     from hybrid_guidance.geometry.rigid import perturbed, rotation_from_vector, transform
     from hybrid_guidance.imaging.frame import Frame
     from hybrid_guidance.registration.surface import Glimpse, swept
+    from hybrid_guidance.simulation.anatomy import build_structures
     from hybrid_guidance.simulation.render import ultrasound_renderer
     random = np.random.default_rng([seed, 0x51])
     renderer, detector = ultrasound_renderer(procedure, patient, seed), BoneSurfaceDetector()
+    skin = build_structures(procedure.region, seed, procedure.target)['skin']
     base, glimpses = procedure.patient_T_ultrasound(), []
     noise = np.array([2e-4] * 3 + [np.radians(0.1)] * 3)
     calibration = np.array([3e-4] * 3 + [np.radians(0.2)] * 3) * random.normal(size=6)
     if wrong is not None:
         calibration[:3] += wrong
+    # Both sides of the spine; what lies about the joint elsewhere.
+    middle = -0.020 if procedure.region == 'lumbar' else 0.0
     for side in (-0.022, 0.0, 0.022):
         for number, along in enumerate(np.arange(-0.035, 0.0351, 0.0035)):
-            tilt = np.radians([8.0 * np.sin(0.7 * number), 0.0, -600.0 * side])
-            pose = transform(rotation_from_vector(tilt) @ base[:3, :3],
-                             np.array([side, base[1, 3], base[2, 3] + along]))
+            turn = base[:3, :3] @ rotation_from_vector(
+                np.radians([8.0 * np.sin(0.7 * number), 0.0, 600.0 * side]))
+            face = base[:3, :3] @ [middle + side, 0.0, along] + base[:3, 3]
+            for _ in range(4):
+                face = face + float(skin.at(face[None])[0]) * base[:3, 1]
+            pose = transform(turn, face)
             pixels, confidence = detector(Frame(renderer.render(pose, (), 0.03 * number), number,
                                                 renderer.projection))
             told = perturbed(pose, noise * random.normal(size=6)) @ perturbed(
@@ -153,10 +161,19 @@ def bone_of(procedure, seed: int, patient=None):
     if patient is not None:
         made = scanned(patient, seed)
         return Scan(made.volume, made.origin, made.spacing).near(procedure.target, REACH).surface()
-    solid = build_structures('lumbar', seed, procedure.target)['bone']
-    middle = np.array([0.0, procedure.target[1], procedure.target[2]])
+    solid = build_structures(procedure.region, seed, procedure.target)['bone']
+    middle = np.array(procedure.target)
+    if procedure.region == 'lumbar':
+        middle[0] = 0.0
     reach = np.array([0.065, 0.045, 0.075])
     return BoneField.sampled(solid.at, middle - reach, middle + reach, 0.0012)
+
+
+def mirrored(bone, middle: float):
+    """Return bone with left and right exchanged at a plane of x, metres."""
+    last = bone.origin[0] + bone.spacing * (len(bone.values) - 1)
+    return replace(bone, origin=np.array([2.0 * middle - last, *bone.origin[1:]]),
+                   values=np.ascontiguousarray(bone.values[::-1]))
 
 
 def piece(cloud, random: np.random.Generator):

@@ -87,7 +87,7 @@ class BoneSurfaceDetector:
     def _look_along_beams(self, small: Image) -> None:
         mask = sector_mask(small)
         beams = Beams.of(mask)
-        key = (*small.shape, *(np.round(beams.apex) if beams.apex is not None else ()))
+        key = (*small.shape, *((_depth(mask),) if beams.apex is None else np.round(beams.apex)))
         if key != self._lines.key:
             self._lines = _scan_lines(key, mask, beams, 0.5 * self._line_spacing)
 
@@ -176,12 +176,17 @@ def _fading_maximum(lines: Image, keep: float, step: int) -> Image:
     return result
 
 
+def _depth(mask: NDArray[np.uint8]) -> int:
+    """Return the rows of the field: what lies below is black, and its edge is no bone's shadow."""
+    rows = np.flatnonzero(mask.any(axis=1))
+    return int(rows[-1]) + 1 if rows.size else len(mask)
+
+
 def _scan_lines(key: tuple[float, ...], mask: Image, beams: Beams, spacing: float) -> _Lines:
     """Return the scan lines of a sector, ``spacing`` px of the halved image apart."""
-    height, width = mask.shape
     if beams.apex is None:
-        grid = np.stack(np.meshgrid(np.arange(spacing / 2.0, width, spacing),
-                                    np.arange(0.0, height)), axis=-1)
+        grid = np.stack(np.meshgrid(np.arange(spacing / 2.0, mask.shape[1], spacing),
+                                    np.arange(0.0, _depth(mask))), axis=-1)
         return _Lines(key, grid.astype(np.float32), 2.0 * spacing)
     v, u = np.nonzero(mask)
     offset = np.column_stack([u, v]) - beams.apex

@@ -70,3 +70,12 @@ def test_blank_image_has_no_surface(detector) -> None:
     points, confidence = detector(as_frame(np.zeros((480, 640), np.uint8)))
     assert points.shape == (0, 2)
     assert confidence.shape == (0,)
+
+
+def test_lower_edge_of_a_linear_field_is_not_bone(detector) -> None:
+    """Tissue that ends where the field does, over black rows: bright, and dark behind."""
+    random = np.random.default_rng(1)
+    pixels = np.zeros((480, 640), np.uint8)
+    envelope = 20.0 * np.hypot(*random.normal(size=(2, 400, 640)))
+    pixels[:400] = np.clip(85.0 * np.log10(np.maximum(envelope, 1.0)), 0, 255)
+    assert len(detector(as_frame(pixels))[0]) == 0

@@ -14,6 +14,12 @@ from hybrid_guidance.detection.ultrasound import Beams, sector_mask
 from hybrid_guidance.geometry.types import Array, Image, Pixels
 from hybrid_guidance.imaging.frame import Frame
 
+# An echo with more than this share of it in the tissue before is that of bone only where less than
+# the other share lies behind: where sound fades, tissue is as bright before, and grey behind.
+_PLAIN, _FADING = np.float32(0.7), np.float32(0.2)
+# Rows behind an echo at which it must be dark.
+_BEHIND = 20
+
 
 @dataclass(frozen=True)
 class _Lines:
@@ -72,24 +78,28 @@ class BoneSurfaceDetector:
         """
         height, width = frame.pixels.shape
         small = cv2.resize(frame.pixels, (width // 2, height // 2), interpolation=cv2.INTER_AREA)
-        self._look_along_beams(small)
+        mask = self._look_along_beams(small)
         image = cv2.remap(small, self._lines.map, None, cv2.INTER_LINEAR,
                           borderMode=cv2.BORDER_CONSTANT)
         smooth = cv2.blur(image.astype(np.float32), (3, 1))
         echo = cv2.GaussianBlur(smooth, (1, 5), 1.0)
         confidence = self._confidence(smooth, echo)
+        confidence[_at_the_end(mask, self._lines.map)] = 0.0
         rows = np.argmax(confidence, axis=0)
         best = np.take_along_axis(confidence, rows[None], axis=0)[0]
-        deep = _brightest_behind(echo, 20.0) > self._deep_echo * echo
+        deep = _brightest_behind(echo, _BEHIND) > echo * np.where(
+            _mean_before(smooth) > _PLAIN * echo, _FADING, np.float32(self._deep_echo))
         kept = self._linked(rows, best, np.take_along_axis(deep, rows[None], axis=0)[0])
         return self._points(confidence, rows, kept), np.asarray(best[kept], dtype=float)
 
-    def _look_along_beams(self, small: Image) -> None:
+    def _look_along_beams(self, small: Image) -> Image:
+        """Choose the scan lines; return the mask of the sector."""
         mask = sector_mask(small)
         beams = Beams.of(mask)
-        key = (*small.shape, *((_depth(mask),) if beams.apex is None else np.round(beams.apex)))
+        key = (*small.shape, *(np.round(beams.apex) if beams.apex is not None else ()))
         if key != self._lines.key:
             self._lines = _scan_lines(key, mask, beams, 0.5 * self._line_spacing)
+        return mask
 
     def _confidence(self, smooth: Image, echo: Image) -> Image:
         """Return how well each place of each scan line passes for bone, 0 to 1."""
@@ -102,8 +112,7 @@ class BoneSurfaceDetector:
         last = np.clip(1.9 - 1.6 * _brightest_behind(echo, self._shadow[0] / 2.0)
                        / np.maximum(echo, 1.0), 0.0, 1.0)
         # Bone lies under tissue, which scatters; a wire or a tank's floor lies under water.
-        front = _mean_behind(smooth[::-1], 5.0, 30.0)[::-1]
-        tissue = np.clip((front - 4.0) / 8.0, 0.0, 1.0)
+        tissue = np.clip((_mean_before(smooth) - 4.0) / 8.0, 0.0, 1.0)
         confidence = dark * bright * crest * last * tissue
         return np.where(confidence > 0.1, _along_paths(confidence), np.float32(0.0))
 
@@ -134,6 +143,23 @@ class BoneSurfaceDetector:
         return np.asarray(2.0 * (here + shift[:, None] * (ahead - here)) + 0.5, dtype=float)
 
 
+def _at_the_end(mask: Image, lines: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Return what is so near the lower edge of the field that no shadow would be seen, (R, L).
+
+    The field is as convex as a sector. Bone may cover all of it with black, so that nothing seems
+    to lie behind: what ends in the upper three quarters is a shadow.
+    """
+    hull = np.zeros_like(mask)
+    inside = cv2.findNonZero(mask)
+    if inside is not None:
+        cv2.fillConvexPoly(hull, cv2.convexHull(inside), 1)
+    outside = cv2.remap(hull, lines, None, cv2.INTER_NEAREST) == 0
+    outside[:3 * len(outside) // 4] = False
+    ending = np.ones_like(outside)
+    ending[:-_BEHIND] = outside[_BEHIND:]
+    return np.asarray(ending)
+
+
 def _mean_behind(image: Image, near: float, far: float) -> Image:
     """Return the mean of what lies between ``near`` and ``far`` rows behind each pixel."""
     total = np.zeros((image.shape[0] + 1, image.shape[1]), np.float32)
@@ -145,6 +171,11 @@ def _mean_behind(image: Image, near: float, far: float) -> Image:
     # Too close to the end to see a shadow: not known to be dark.
     mean[image.shape[0] - int(near) - 4:] = 255.0
     return np.asarray(mean)
+
+
+def _mean_before(image: Image) -> Image:
+    """Return the mean of the 10 to 60 px before each pixel."""
+    return _mean_behind(image[::-1], 5.0, 30.0)[::-1]
 
 
 def _brightest_behind(echo: Image, near: float) -> Image:
@@ -176,17 +207,11 @@ def _fading_maximum(lines: Image, keep: float, step: int) -> Image:
     return result
 
 
-def _depth(mask: NDArray[np.uint8]) -> int:
-    """Return the rows of the field: what lies below is black, and its edge is no bone's shadow."""
-    rows = np.flatnonzero(mask.any(axis=1))
-    return int(rows[-1]) + 1 if rows.size else len(mask)
-
-
 def _scan_lines(key: tuple[float, ...], mask: Image, beams: Beams, spacing: float) -> _Lines:
     """Return the scan lines of a sector, ``spacing`` px of the halved image apart."""
     if beams.apex is None:
         grid = np.stack(np.meshgrid(np.arange(spacing / 2.0, mask.shape[1], spacing),
-                                    np.arange(0.0, _depth(mask))), axis=-1)
+                                    np.arange(0.0, mask.shape[0])), axis=-1)
         return _Lines(key, grid.astype(np.float32), 2.0 * spacing)
     v, u = np.nonzero(mask)
     offset = np.column_stack([u, v]) - beams.apex

@@ -100,9 +100,7 @@ class Acceptance:
         mean: least likeness of all views together.
         rival: greatest share of the likeness that another place may have.
         disagreement: of the views at most.
-        slack: how much better parts of the bone may fit one by one, see ``slack_of``: of several
-            X-rays, whose poses err, so that no place suits all of them.
-        slack_of_one: the same of one X-ray.
+        slack: how much better parts of the bone may fit one by one, see ``slack_of``.
         confidence: least probability to be within the limit.
     """
 
@@ -111,8 +109,7 @@ class Acceptance:
     mean: float = 0.5
     rival: float = 0.95
     disagreement: float = 5.0
-    slack: float = 0.15
-    slack_of_one: float = 0.13
+    slack: float = 0.13
     confidence: float = 0.95
 
 
@@ -249,8 +246,7 @@ def _against(found: ProjectionRegistration, search: Search, acceptance: Acceptan
     if found.disagreement > acceptance.disagreement:
         reasons.append('the X-rays do not agree on one place; check the poses of the C-arm, and '
                        'whether the patient moved between them')
-    slack = acceptance.slack if found.ray is None else acceptance.slack_of_one
-    if found.slack > slack:
+    if found.slack > acceptance.slack:
         reasons.append(f'parts of the bone fit better one by one, {1e3 * found.misfit:.1f} mm '
                        f'aside (slack {found.slack:.2f}); check whose CT this is, which vertebra '
                        'the start was at, and whether the spine was bent otherwise')

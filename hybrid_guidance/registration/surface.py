@@ -31,7 +31,7 @@ from hybrid_guidance.registration.result import (
 
 _LEAST_POINTS = 60
 _FACING = 0.1
-_CELL = 0.004
+_CELL = 0.008
 
 
 @dataclass(frozen=True)
@@ -216,8 +216,8 @@ class Acceptance:
     """
 
     limit: float = LIMIT
-    fitting: float = 0.9
-    cost: float = 0.15
+    fitting: float = 0.85
+    cost: float = 0.2
     lead: float = 0.85
     confidence: float = 0.95
 
@@ -359,7 +359,8 @@ def _covariance(cloud: Cloud, pose: Transform, points: Points, distance: Array, 
                 good: NDArray[np.bool_], common: float) -> Array:
     """Return the (6, 6) covariance of ``fixed_T_moving``.
 
-    Points of one cell err alike (speckle, thickness of the slice): each cell counts once.
+    Points of one cell err alike (speckle, thickness of the slice, surface of the CT): each cell
+    counts once, and six of them are used up by the pose.
     """
     weight = good * cloud.weights / (1.0 + (distance / 0.001) ** 2) ** 2
     _, owner, size = np.unique(np.floor(cloud.points / _CELL).astype(int), axis=0,
@@ -367,7 +368,9 @@ def _covariance(cloud: Cloud, pose: Transform, points: Points, distance: Array, 
     middle = points.mean(axis=0)
     jacobian = np.hstack([normal, np.cross(points - middle, normal)])
     share = weight / size[owner.ravel()]
-    variance = float(weight @ distance**2) / max(float(weight.sum()), 1e-9) + common**2
+    cells = len(np.unique(owner.ravel()[good]))
+    variance = (float(weight @ distance**2) / max(float(weight.sum()), 1e-9) * cells
+                / max(cells - 6, 1) + common**2)
     own = covariance_from(jacobian.T @ (share[:, None] * jacobian) / variance)
     own[:3, :3] += common**2 * np.eye(3)
     turn = pose[:3, :3].T

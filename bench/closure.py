@@ -31,7 +31,8 @@ def main() -> int:
     import cv2
     cv2.setNumThreads(1)
     procedure, closed, found = load_procedure('lumbar_facet_injection'), [], []
-    for seed, case in enumerate(digital(arguments.first, arguments.patients), arguments.first):
+    cases = digital('lumbar_facet_injection', arguments.first, arguments.patients)
+    for seed, case in enumerate(cases, arguments.first):
         random = np.random.default_rng([seed, 0x74])
         xray = register_views(tracked(case.views, random), case.bone,
                               start_at(case.target, offset(random, 0.0, 0.01, 5.0)), case.target)

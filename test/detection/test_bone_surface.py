@@ -79,3 +79,12 @@ def test_lower_edge_of_a_linear_field_is_not_bone(detector) -> None:
     envelope = 20.0 * np.hypot(*random.normal(size=(2, 400, 640)))
     pixels[:400] = np.clip(85.0 * np.log10(np.maximum(envelope, 1.0)), 0, 255)
     assert len(detector(as_frame(pixels))[0]) == 0
+
+
+@pytest.mark.parametrize('seed', [4, 5, 7])
+def test_lower_edge_of_a_field_with_one_side_in_the_air_is_not_bone(detector, seed: int) -> None:
+    """The sides of such a field do not meet at the apex, and scan lines pass its lower edge."""
+    pixels = ultrasound_scene(seed, needle=False, bone=False).frame.pixels.copy()
+    v, u = np.mgrid[:480, :640]
+    pixels[(u > 0.8 * 640) | (u > 0.7 * 640 + 0.12 * v - 20)] = 0
+    assert len(detector(as_frame(pixels))[0]) == 0

@@ -162,7 +162,7 @@ def _registered(views: Sequence[View], bone: Bone, levels: Sequence[Sequence[Pla
     best, system = settled(bone.stacks[-1], levels[-1], best, pivot, bone.spacings[-1], 4)
     rival = middle[1].score / middle[0].score if len(middle) > 1 else 0.0
     rival = max(rival, elsewhere(bone.stacks[0], levels[0], best.pose, pivot))
-    variances = system.variances([view.doubt(pivot) for view in views])
+    variances = system.variances([view.doubt(pivot, len(views) == 1) for view in views])
     slack, misfit = slack_of(bone.stacks[-1], levels[-1], best.pose)
     change = best.pose @ inverse(start)
     moved = (float(np.linalg.norm(transform_points(change, pivot) - pivot)),

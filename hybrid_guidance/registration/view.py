@@ -14,8 +14,9 @@ from hybrid_guidance.registration.bone import Picture
 from hybrid_guidance.registration.result import RegistrationError
 from hybrid_guidance.simulation.xray import coarse_pixels
 
-# Deviation of the size of what a view shows, as a share of it.
-_SCALE = 0.0017
+# Deviation of the size of what a view shows, as a share of it; of one alone, whose depth nothing
+# else tells, with what voxels and contrast medium do to the edges of real bone.
+_SCALE, _SCALE_ALONE = 0.0017, 0.003
 _LOCAL = 5.0
 _FLOOR = 0.5
 
@@ -41,16 +42,21 @@ class View:
     position_sigma: float = 0.0002
     rotation_sigma: float = 0.0002
 
-    def doubt(self, pivot: Points) -> Array:
+    def doubt(self, pivot: Points, alone: bool) -> Array:
         """Return the (6, 6) covariance of where a point of ``fixed`` is for this X-ray.
 
         The size of what is seen errs as well (focal length, where in its blur an edge is): that
         is a shift along the rays.
+
+        Args:
+            pivot: (3,) metres, in ``fixed``.
+            alone: whether there is no other X-ray.
         """
         ray = pivot - self.fixed_T_sensor[:3, 3]
         lever = np.vstack([-skew(ray), np.eye(3)])
         result = self.rotation_sigma**2 * lever @ lever.T
-        result[:3, :3] += self.position_sigma**2 * np.eye(3) + _SCALE**2 * np.outer(ray, ray)
+        scale = _SCALE_ALONE if alone else _SCALE
+        result[:3, :3] += self.position_sigma**2 * np.eye(3) + scale**2 * np.outer(ray, ray)
         return np.asarray(result)
 
 

@@ -16,8 +16,13 @@ A result off by more than 3 mm at the target must be refused. All simulated.
 With --ct the bone is found in a CT of each patient (0.9 x 0.9 x 1.5 mm, 20 HU of noise): what is
 wrong with its surface is in the errors then.
 
-Usage: python bench/registration.py [--set lumbar|hip|shoulder] [--starts 100] [--patients 10]
-           [--first 201] [--ct]
+Sets real-lumbar and real-thorax: simulated sweeps over a CT of a real person, --patients of them
+with other speckle, errors and places. Ultrasound meets what is above 200 HU in the CT's own voxels;
+the bone to register is found in the CT with another 20 HU of noise, as the commands find it.
+Somebody else is the other CT. FOLDER is that of bench/projection.py.
+
+Usage: python bench/registration.py [--set lumbar|hip|shoulder|real-lumbar|real-thorax]
+           [--starts 100] [--patients 10] [--first 201] [--ct] [--data FOLDER]
 """
 
 import argparse
@@ -32,6 +37,7 @@ import numpy as np
 LIMIT = 0.003
 SETS = {'lumbar': 'lumbar_facet_injection', 'hip': 'hip_injection',
         'shoulder': 'shoulder_injection'}
+REAL = {'real-lumbar': 'lumbar', 'real-thorax': 'thorax'}
 
 
 def line(name: str, value: float, unit: str, bar: float, reference: float | None = None) -> str:
@@ -127,11 +133,10 @@ def sweep(procedure, patient, seed: int, wrong: np.ndarray | None = None):
     from hybrid_guidance.geometry.rigid import perturbed, rotation_from_vector, transform
     from hybrid_guidance.imaging.frame import Frame
     from hybrid_guidance.registration.surface import Glimpse, swept
-    from hybrid_guidance.simulation.anatomy import build_structures
     from hybrid_guidance.simulation.render import ultrasound_renderer
     random = np.random.default_rng([seed, 0x51])
     renderer, detector = ultrasound_renderer(procedure, patient, seed), BoneSurfaceDetector()
-    skin = build_structures(procedure.region, seed, procedure.target)['skin']
+    skin = patient.structures['skin']
     base, glimpses = procedure.patient_T_ultrasound(), []
     noise = np.array([2e-4] * 3 + [np.radians(0.1)] * 3)
     calibration = np.array([3e-4] * 3 + [np.radians(0.2)] * 3) * random.normal(size=6)
@@ -171,6 +176,70 @@ def bone_of(procedure, seed: int, patient=None):
         middle[0] = 0.0
     reach = np.array([0.065, 0.045, 0.075])
     return BoneField.sampled(solid.at, middle - reach, middle + reach, 0.0012)
+
+
+def digital(name: str, first: int, count: int, by_ct: bool):
+    """Yield (seed, procedure, patient, bone, another's bone, x of the middle) of made patients."""
+    from hybrid_guidance.procedure import load_procedure
+    from hybrid_guidance.simulation.anatomy import build_patient
+    procedure, other = load_procedure(SETS[name]), None
+    middle = 0.0 if name == 'lumbar' else float(procedure.target[0])
+    for seed in range(first - 1, first + count):
+        patient = build_patient(procedure.region, seed, procedure.target)
+        bone = bone_of(procedure, seed, patient if by_ct else None)
+        if other is not None:
+            yield seed, procedure, patient, bone, other, middle
+        other = bone
+
+
+def real(name: str, folder: Path, first: int, count: int):
+    """Yield the same of a real CT, with the probe on the skin behind the target, 5 mm about."""
+    from projection import PLACES
+
+    from hybrid_guidance.procedure import load_procedure
+    from hybrid_guidance.registration.ct import REACH, read_scan
+    from hybrid_guidance.simulation.placement import placed
+    own, another = REAL[name], next(each for each in REAL.values() if each != REAL[name])
+    target = np.array(PLACES[own][0])
+    patient, scan = imported(folder / f'{own}.nii.gz', target), read_scan(folder / f'{own}.nii.gz')
+    there = np.array(PLACES[another][0])
+    other = read_scan(folder / f'{another}.nii.gz').near(there, REACH).surface()
+    other = replace(other, origin=other.origin + target - there)
+    part, like = scan.near(target, REACH), load_procedure('lumbar_facet_injection')
+    for seed in range(first, first + count):
+        random = np.random.default_rng([seed, 0x53])
+        noisy = part.values + random.normal(0.0, 20.0, part.values.shape)
+        face = np.array([random.uniform(-0.005, 0.005), 0.06, random.uniform(-0.005, 0.005)])
+        straight = replace(
+            like, region=name, target=np.zeros(3), entry=np.array([0.0, 0.05, 0.0]),
+            ultrasound=replace(like.ultrasound, face=face, lateral=np.array([1.0, 0.0, 0.0]),
+                               depth_direction=np.array([0.0, -1.0, 0.0])))
+        procedure = placed(straight, patient.structures, target)
+        if procedure.ultrasound.depth > 0.080:
+            # At 5 MHz noise fills the shadows of so deep a spine, and next to no bone is found.
+            procedure = replace(procedure, ultrasound=replace(
+                procedure.ultrasound, probe=replace(like.ultrasound.probe, frequency=3e6)))
+        yield (seed, procedure, patient, replace(part, values=noisy).surface(), other,
+               float(target[0]))
+
+
+def imported(path: Path, target: np.ndarray):
+    """Return a patient made of a CT whose bone is labelled by a threshold in its own voxels."""
+    from scipy import ndimage
+
+    from hybrid_guidance.imaging.volume import Volume, read_volume
+    from hybrid_guidance.simulation.imported import LabelRule, body_of, import_patient
+    from hybrid_guidance.simulation.tissues import Tissue
+    ct = read_volume(path)
+    dense = body_of(ct) & (ct.values > 200.0)
+    parts, _ = ndimage.label(dense)
+    large = np.bincount(parts.ravel()) * np.prod(ct.spacing) > 2e-7
+    large[0] = False
+    # Marrow is within the cortex of a slice.
+    bone = np.stack([ndimage.binary_fill_holes(layer) for layer in large[parts]])
+    return import_patient(
+        ct, Volume(bone.astype(np.uint8), ct.patient_T_voxel),
+        {'bones': LabelRule((1,), Tissue.CORTICAL)}, target + [0.0, 0.02, 0.0]).patient()
 
 
 def mirrored(bone, middle: float):
@@ -249,23 +318,13 @@ def controls(cloud, bone, other, middle: float, near: np.ndarray, random: np.ran
     yield 'mirror', cloud, mirrored(bone, middle), small
 
 
-def surface(name: str, starts: int, patients: int, first: int, verbose: bool,
-            by_ct: bool) -> bool:
-    """Register sweeps of several patients from many starts, and negative controls."""
-    from hybrid_guidance.procedure import load_procedure
-    from hybrid_guidance.simulation.anatomy import build_patient
-    procedure, other = load_procedure(SETS[name]), None
-    middle = 0.0 if name == 'lumbar' else float(procedure.target[0])
+def surface(name: str, cases, each: int, verbose: bool) -> bool:
+    """Register the sweep of each case from some starts, and negative controls."""
     results, control, times, nees, others = [], [], [], [], []
-    for seed in range(first - 1, first + patients):
+    for seed, procedure, patient, bone, other, middle in cases:
         random = np.random.default_rng([seed, 0x52])
-        patient = build_patient(procedure.region, seed, procedure.target)
-        bone = bone_of(procedure, seed, patient if by_ct else None)
-        if other is None:
-            other = bone
-            continue
         cloud, bone_points = sweep(procedure, patient, seed), surface_points(bone)
-        for number in range(starts // patients):
+        for number in range(each):
             near = offset(random, 0.0, 0.010, 10.0)
             cases = [('near', cloud, bone, near)]
             if number % 4 == 0:
@@ -284,9 +343,7 @@ def surface(name: str, starts: int, patients: int, first: int, verbose: bool,
                           f'cost {found.cost:.3f} fit {found.fitting:.2f} '
                           f'rival {found.rival:.2f} nees {error:.1f} {spent:.1f} s',
                           found.verdict, flush=True)
-        other = bone
-    return conclude(f'surface {name}{" in a CT" if by_ct else ""}', results, control, times, nees,
-                    others)
+    return conclude(f'surface {name}', results, control, times, nees, others)
 
 
 def conclude(name: str, results: list, control: list, times: list[float], nees: list[float],
@@ -316,13 +373,21 @@ def main() -> int:
     parser.add_argument('--verbose', action='store_true')
     parser.add_argument('--ct', action='store_true', help=(
         'bone out of a CT that is made of each patient, as the commands find it'))
-    parser.add_argument('--set', choices=tuple(SETS), default='lumbar')
+    parser.add_argument('--set', choices=(*SETS, *REAL), default='lumbar')
+    parser.add_argument('--data', type=Path, help='folder of the CTs of the sets of real ones')
     arguments = parser.parse_args()
     import cv2
     cv2.setNumThreads(1)
     fine = points(arguments.starts, arguments.first)
-    fine &= surface(arguments.set, arguments.starts, arguments.patients, arguments.first,
-                    arguments.verbose, arguments.ct)
+    if arguments.set in REAL:
+        if arguments.data is None:
+            parser.error('the sets of real CTs need --data')
+        cases = real(arguments.set, arguments.data, arguments.first, arguments.patients)
+    else:
+        cases = digital(arguments.set, arguments.first, arguments.patients, arguments.ct)
+    by_ct = arguments.ct and arguments.set in SETS
+    fine &= surface(f'{arguments.set}{" in a CT" if by_ct else ""}', cases,
+                    arguments.starts // arguments.patients, arguments.verbose)
     return 0 if fine else 1
 
 

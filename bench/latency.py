@@ -23,7 +23,7 @@ import psutil
 
 RATES = {'ultrasound': 30.0, 'fluoroscopy': 15.0}
 SINKS = (*RATES, 'poses')
-BAR = 3.0
+BAR = 2.0
 NODES = ('fluoroscopy_tracker_node', 'ultrasound_tracker_node', 'fusion_node', 'planner_node',
          'overlay_node')
 

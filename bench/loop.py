@@ -362,7 +362,8 @@ class Led:
             self.approval.refuse(found.words)
         else:
             self.approval.renew(found.words)
-            self.theatre.clock.at(self.theatre.clock.now + ns(1.0), self.approval.give)
+            self.theatre.clock.at(self.theatre.clock.now + ns(1.0),
+                                  lambda: self.approval.answer(wanted=True))
 
     def _lead(self, command, stamp: int) -> None:
         self.words, self._command = command.words, (command.pose, stamp)
@@ -475,7 +476,7 @@ class Run:
         for period, action in ((0.1, self._advise), (0.1, led.watch), (0.06, led.look),
                                (0.05, self._operate), (0.1, self.score.tissue)):
             clock.every(period, action)
-        clock.at(START_NS + ns(0.3), led.approval.give)
+        clock.at(START_NS + ns(0.3), lambda: led.approval.answer(wanted=True))
         clock.run(lambda: self.done)
         result, why = self.score.result(), self.seen.reasons
         good = self.done and result['final_mm'] < 1e3 * MISS_BAR

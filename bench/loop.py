@@ -622,7 +622,8 @@ def nees_band(runs: list[dict]) -> tuple[float, float, float]:
 
     A run counts once, with the mean of its seconds: the errors of its calibration do not change
     meanwhile, so that only runs are independent of each other (Bar-Shalom et al., Estimation with
-    Applications to Tracking and Navigation, 5.4.2).
+    Applications to Tracking and Navigation, 5.4.2). The band is that of one sample a run, and so
+    somewhat wide for a mean of several.
     """
     values = [np.mean(run['nees5'][run['seconds']]) for run in runs if len(run['seconds'])]
     if not values:

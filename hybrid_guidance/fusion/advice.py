@@ -116,31 +116,41 @@ def advise(fusion: NeedleFusion, stamp_ns: int, source: str, limits: Limits | No
     if last is None:
         advice = Advice(True, 'expose: no X-ray has shown the needle yet', now, risk_now=risk)
         return _at_rest(advice, given.away)
-    seen, hurried = (fusion.filter.estimate(fusion.filter.expect(_again(last, state, away)))
-                     for away in (np.zeros(3), given.away))
-    depth, depth_after, depth_hurried = (distance_deviation(each.covariance, state.direction)
-                                         for each in (needle, seen, hurried))
+    seen = fusion.filter.estimate(fusion.filter.expect(_again(last, state)))
+    depth, depth_after = (distance_deviation(each.covariance, state.direction)
+                          for each in (needle, seen))
     after, risk_after = _deviation(seen), _risk(seen, given.danger)
-    enough = _deviation(hurried) < limits.tip and depth_hurried < limits.depth
     expose, reason = _judge(limits, (now, after), (risk, risk_after), (depth, depth_after),
                             _beyond(fusion, source, state))
     price = '' if math.isnan(given.dose) else f', for {given.dose * 1e6:.1f} µGy'
     advice = Advice(expose, f'{reason}{price}', now, after, risk, risk_after)
-    return advice if enough else _at_rest(advice, given.away)
+    if expose and _is_enough(fusion, _again(last, state, given.away), limits):
+        return advice
+    return _at_rest(advice, given.away)
 
 
-def _again(last: Observation, state: State, away: Points) -> Observation:
+def _again(last: Observation, state: State, away: Points | None = None) -> Observation:
     """Return an image as the last one, of where the needle is by now.
 
     Args:
         last: the image.
         state: where the needle is.
-        away: (3,) m, one σ of what a breath does to it; 0: the image of a better moment.
+        away: (3,) m, one σ of what a breath does to it; None: the image of a better moment.
     """
     covariance = last.needle.covariance.copy()
-    covariance[:3, :3] += away[:, None] * away - last.passing
+    covariance[:3, :3] -= last.passing
+    if away is not None:
+        covariance[:3, :3] += away[:, None] * away
     return replace(last, stamp_ns=state.stamp_ns, passing=np.zeros((3, 3)), needle=NeedleEstimate(
         pose_along(state.tip, last.needle.direction), covariance, last.needle.probability))
+
+
+def _is_enough(fusion: NeedleFusion, image: Observation, limits: Limits) -> bool:
+    """Tell whether an image would leave the tip and its depth known well enough."""
+    state = fusion.filter.expect(image)
+    needle = fusion.filter.estimate(state)
+    return (_deviation(needle) < limits.tip
+            and distance_deviation(needle.covariance, state.direction) < limits.depth)
 
 
 def _at_rest(advice: Advice, away: Points) -> Advice:

@@ -24,7 +24,7 @@ from hybrid_guidance.ros.convert import (
     stamp_ns,
 )
 from hybrid_guidance.ros.node import GuidanceNode, run
-from hybrid_guidance.ros.probe import ProbeAdviser, ProbeParameters
+from hybrid_guidance.ros.probe import ProbeAdviser, SliceParameters
 from hybrid_guidance.ros.view import View
 
 HOLDS = {'fluoroscopy': True, 'ultrasound': False}
@@ -32,7 +32,7 @@ HOLDS = {'fluoroscopy': True, 'ultrasound': False}
 
 
 @dataclass(frozen=True)
-class OverlayParameters(BoneParameters, ProbeParameters):
+class OverlayParameters(BoneParameters, SliceParameters):
     """Parameters of ``overlay_node``."""
 
     procedure: str = parameter('lumbar_facet_injection', fixed=True, meaning=(
@@ -148,7 +148,8 @@ class OverlayNode(GuidanceNode[OverlayParameters]):
             lines.append(f'clearance {self._clearance * 1e3:.1f} mm')
         if (view.sensor == 'ultrasound' and needle is not None and sensor_T_patient is not None
                 and view.frame is not None and not doubts):
-            lines.append(self._probe.publish(view.frame, sensor_T_patient, needle))
+            words = self._probe.publish(view.frame, sensor_T_patient, needle)
+            lines += [words] * bool(words)
         ends = (None, None) if self._path is None else self._path[[0, -1]]
         return overlay.Scene(needle, self._length, *ends, self.parameters.sigmas,
                              tuple(lines), tuple(doubts))

@@ -16,12 +16,13 @@ from hybrid_guidance.ros import qos
 from hybrid_guidance.ros.convert import point_cloud_message
 from hybrid_guidance.ros.node import GuidanceNode, run
 from hybrid_guidance.ros.pace import Pace
+from hybrid_guidance.ros.probe import SliceParameters
 from hybrid_guidance.ros.tissue import TissueTracker
 from hybrid_guidance.ros.tracker import NeedleTracker
 
 
 @dataclass(frozen=True)
-class UltrasoundTrackerParameters:
+class UltrasoundTrackerParameters(SliceParameters):
     """Parameters of ``ultrasound_tracker_node``."""
 
     minimum_length: float = parameter(45.0, low=20.0, high=1000.0, unit='px', fixed=True,
@@ -30,8 +31,6 @@ class UltrasoundTrackerParameters:
                                  meaning='probability from which a needle is reported')
     confirm: int = parameter(3, low=1, high=30, fixed=True, meaning=(
         'images in a row that must agree on a needle before it is first reported'))
-    slice_thickness: float = parameter(0.003, low=0.0005, high=0.02, unit='m', meaning=(
-        'full width at half maximum of the beam in elevation'))
     tissue_rate: float = parameter(15.0, low=1.0, high=100.0, unit='Hz', fixed=True, meaning=(
         'of how far tissue has moved, at most; it is looked at only while somebody subscribes'))
     bone_rate: float = parameter(5.0, low=0.1, high=100.0, unit='Hz', meaning=(

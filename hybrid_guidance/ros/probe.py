@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 
 from hybrid_guidance.detection.ultrasound import Beams, sector_mask
 from hybrid_guidance.fusion.probe_advice import ProbeAdvice, advise_probe
+from hybrid_guidance.geometry.covariance import rotate
 from hybrid_guidance.geometry.needle import NeedleEstimate
 from hybrid_guidance.geometry.types import Transform
 from hybrid_guidance.imaging.frame import Frame
@@ -17,8 +17,8 @@ from hybrid_guidance.ros.node import GuidanceNode
 
 
 @dataclass(frozen=True)
-class ProbeParameters:
-    """Parameters of ``ultrasound/probe_advice``."""
+class SliceParameters:
+    """Parameters of the slice that ultrasound shows."""
 
     slice_thickness: float = parameter(0.003, low=0.0005, high=0.02, unit='m', meaning=(
         'full width at half maximum of the beam in elevation'))
@@ -28,7 +28,7 @@ class ProbeAdviser:
     """Publishes ``ultrasound/probe_advice``.
 
     Args:
-        node: the overlay's; it has ``ProbeParameters``.
+        node: the overlay's; it has ``SliceParameters``.
     """
 
     def __init__(self, node: GuidanceNode[Any]) -> None:
@@ -50,9 +50,9 @@ class ProbeAdviser:
             needle: in ``patient``.
         """
         apex = Beams.of(sector_mask(frame.pixels)).apex
-        turn = np.kron(np.eye(2), image_T_patient[:3, :3])
         advice = advise_probe(
-            NeedleEstimate(image_T_patient @ needle.pose, turn @ needle.covariance @ turn.T),
+            NeedleEstimate(image_T_patient @ needle.pose,
+                           rotate(image_T_patient, needle.covariance)),
             self._node.parameters.slice_thickness,
             None if apex is None else frame.projection.back_project(apex[None])[0, :2])
         self._advice.publish(_message(advice))

@@ -1,8 +1,9 @@
 """How far tissue has moved in the images of a sensor that stands still: what breathing looks like.
 
 Patches of the first image are found again in each later one (normalised cross-correlation,
-Lewis 1995), to a part of a pixel by a parabola. Tissue moves as one, so the patches vote: one
-that a needle crosses, or that left the image, is outvoted.
+Lewis 1995), to a part of a pixel by a parabola. Tissue moves as one, so the correlations of all
+patches are added up: one patch of layers has a place across them only, all together have one in
+both directions. A patch that a needle crosses, or that left the image, is left out.
 """
 
 from dataclasses import dataclass
@@ -15,6 +16,11 @@ from hybrid_guidance.imaging.frame import Frame
 
 _LEAST, _MOST, _FLOOR = 4, 14, 0.15
 """Patches that must agree; patches looked for; shrunk pixels that no average takes away."""
+
+_LIKE, _WORSE, _SHARE, _FLAT, _LAG = 0.5, 0.15, 0.4, 1e-4, 0.04
+"""Correlation from which a patch counts as found, and how much better it may be found elsewhere;
+share of the patches that must be found; a correlation that bends less has no place; share of a
+shift that is lost where what crosses the slice changes the picture."""
 
 
 @dataclass(frozen=True)
@@ -55,19 +61,18 @@ class TissueMotion:
         patch: edge of a patch, in shrunk pixels.
         reach: how far tissue may move from one image to the next, in shrunk pixels.
         logarithm: compare logarithms: what X-rays passed multiplies.
-        likeness: correlation from which a patch counts as found.
-        like: mean correlation below which an image is kept.
+        like: median correlation below which an image is kept.
         keep: images kept at most.
         patience: images in a row without tissue after which all begins anew.
-        short: the same where tissue is seen in less than two of five images: the reference was
+        short: the same where tissue is seen in less than half of the images: the reference was
             taken in the middle of a breath, another one may lie where it rests.
     """
 
     def __init__(self, shrink: int = 2, patch: int = 40, reach: int = 8, *,
-                 logarithm: bool = False, likeness: float = 0.5, like: float = 0.8,
+                 logarithm: bool = False, like: float = 0.7,
                  keep: int = 16, patience: int = 60, short: int = 15) -> None:
         self._shrink, self._patch, self._reach = shrink, patch, reach
-        self._logarithm, self._likeness, self._like = logarithm, likeness, like
+        self._logarithm, self._like = logarithm, like
         self._keep, self._patience, self._short = keep, patience, short
         self._keys: list[_Key] = []
         self._begun: tuple[int, tuple[int, ...]] = (0, ())
@@ -98,7 +103,7 @@ class TissueMotion:
 
     def _is_lost(self) -> bool:
         """Tell whether the reference is given up."""
-        seldom = 3 * self._seen < 2 * (self._missed + min(self._lost, self._short))
+        seldom = self._seen < self._missed + min(self._lost, self._short)
         return self._lost >= (min(self._short, self._patience) if seldom else self._patience)
 
     def _compared(self, image: Image) -> tuple[Array, Array, float] | None:
@@ -116,14 +121,15 @@ class TissueMotion:
 
     def _match(self, image: Image, key: _Key) -> tuple[Array, Array, float] | None:
         expected = np.round(self._last - key.moved).astype(int)
-        found = [item for corner, patch in zip(key.corners, key.patches, strict=True)
-                 if (item := self._find(image, corner, patch, expected)) is not None]
-        agreed = _agreed(np.array([item[0] for item in found]).reshape(-1, 2))
-        if agreed is None:
+        scores = [score for corner, patch in zip(key.corners, key.patches, strict=True)
+                  if (score := self._compare(image, corner, patch, expected)) is not None]
+        common = _common(np.array(scores))
+        if common is None:
             return None
-        shift, covariance = agreed
-        return (key.moved + shift, key.covariance + covariance,
-                float(np.median([item[1] for item in found])))
+        place, covariance, likeness = common
+        shift = expected - self._reach + place
+        lag = (_LAG * np.linalg.norm(shift))**2 * np.eye(2)
+        return key.moved + shift, key.covariance + covariance + lag, likeness
 
     def _add(self, image: Image, moved: Array, covariance: Array) -> None:
         """Keep an image; of too many, the one that came after the first is forgotten."""
@@ -150,21 +156,15 @@ class TissueMotion:
         # From all over the image, and no more of them than make the answer better.
         return found[::-(-len(found) // _MOST)] if len(found) > _MOST else found
 
-    def _find(self, image: Image, corner: tuple[int, int], patch: Image,
-              expected: Array) -> tuple[Array, float] | None:
-        """Return the (2,) shift of one patch, in shrunk pixels, and its correlation."""
+    def _compare(self, image: Image, corner: tuple[int, int], patch: Image,
+                 expected: Array) -> Image | None:
+        """Return the correlation of one patch at (2 reach + 1)² shifts, None off the image."""
         reach, edge = self._reach, self._patch
         v, u = corner[0] + int(expected[1]) - reach, corner[1] + int(expected[0]) - reach
         window = image[v:v + edge + 2 * reach, u:u + edge + 2 * reach]
         if min(v, u) < 0 or window.shape != (edge + 2 * reach, edge + 2 * reach):
             return None
-        score = cv2.matchTemplate(window, patch, cv2.TM_CCOEFF_NORMED)
-        _, best, _, (x, y) = cv2.minMaxLoc(score)
-        if best < self._likeness or not (0 < x < 2 * reach and 0 < y < 2 * reach):
-            return None
-        shift = expected - reach + [x + _vertex(score[y, x - 1:x + 2]),
-                                    y + _vertex(score[y - 1:y + 2, x])]
-        return shift, float(best)
+        return np.asarray(cv2.matchTemplate(window, patch, cv2.TM_CCOEFF_NORMED))
 
 
 def xray_tissue() -> TissueMotion:
@@ -182,20 +182,49 @@ def _is_textured(patch: Image) -> bool:
     return least > 1e-3 * max(float(patch.var()), 1e-6) and float(patch.std()) > 1e-3
 
 
-def _vertex(three: Array) -> float:
-    """Return where between -0.5 and 0.5 the parabola through three values is highest."""
-    before, at, after = (float(x) for x in three)
-    bend = min(before - 2.0 * at + after, -1e-6)
-    return float(np.clip(0.5 * (before - after) / bend, -0.5, 0.5))
+def _common(scores: Array) -> tuple[Array, Array, float] | None:
+    """Return the one shift of all patches, its (2, 2) covariance, and how alike they are there.
+
+    A patch of layers has a place across them only: the sum over all patches is highest where all
+    of them have one. How surely is told by how the slopes of the single ones differ there
+    (Huber's sandwich).
+
+    Args:
+        scores: (N, S, S) correlation of each patch at each shift.
+    """
+    if len(scores) < _LEAST:
+        return None
+    used, size = np.ones(len(scores), bool), scores.shape[1]
+    for _ in range(3):
+        total = scores[used].mean(axis=0)
+        v, u = divmod(int(total.argmax()), size)
+        if not (0 < u < size - 1 and 0 < v < size - 1):
+            return None
+        at = scores[:, v, u]
+        used = at > np.maximum(_LIKE, scores.max(axis=(1, 2)) - _WORSE)
+        if used.sum() < max(_LEAST, _SHARE * len(scores)):
+            return None
+    near = scores[used, v - 1:v + 2, u - 1:u + 2]
+    slopes, bends = _slopes(near), _bends(near.mean(axis=0))
+    if np.linalg.eigvalsh(bends)[0] < _FLAT:
+        return None
+    inverse = np.linalg.inv(bends)
+    offset = inverse @ slopes.mean(axis=0)
+    left = slopes - offset @ bends
+    count = len(left)
+    covariance = inverse @ (left.T @ left) @ inverse / (count * (count - 1.0))
+    return (np.array([u, v]) + np.clip(offset, -0.7, 0.7), covariance + _FLOOR**2 * np.eye(2),
+            float(np.median(at[used])))
 
 
-def _agreed(shifts: Array) -> tuple[Array, Array] | None:
-    """Return mean and (2, 2) covariance of the (N, 2) shifts that agree, None if too few do."""
-    if len(shifts) < _LEAST:
-        return None
-    close = np.linalg.norm(shifts - np.median(shifts, axis=0), axis=1) < 1.0
-    kept = shifts[close]
-    if len(kept) < max(_LEAST, 0.4 * len(shifts)):
-        return None
-    spread = np.cov(kept.T) if len(kept) > 1 else np.eye(2)
-    return kept.mean(axis=0), spread / len(kept) + _FLOOR**2 * np.eye(2)
+def _slopes(near: Array) -> Array:
+    """Return (N, 2) by (u, v) of (N, 3, 3) correlations in the middle."""
+    return 0.5 * np.column_stack([near[:, 1, 2] - near[:, 1, 0], near[:, 2, 1] - near[:, 0, 1]])
+
+
+def _bends(near: Array) -> Array:
+    """Return the (2, 2) negative second derivative of (3, 3) correlations in the middle."""
+    uu = 2.0 * near[1, 1] - near[1, 0] - near[1, 2]
+    vv = 2.0 * near[1, 1] - near[0, 1] - near[2, 1]
+    uv = 0.25 * (near[0, 2] + near[2, 0] - near[0, 0] - near[2, 2])
+    return np.array([[uu, uv], [uv, vv]])

@@ -26,7 +26,7 @@ _THREE = np.eye(3)
 _AHEAD_S, _SLOPE_S, _BEND = 0.1, 0.2, 0.005
 """How far ahead a breath is foretold, from how long a stretch, and how it bends, m/s²."""
 
-_SEEN = 0.4
+_SEEN = 0.5
 """Share of the time for which tissue must be seen where its rest is."""
 
 _GAP_NS = 400_000_000

@@ -47,6 +47,27 @@ def test_a_bright_line_that_moves_by_itself_is_outvoted() -> None:
     np.testing.assert_allclose(found.pixels, (0.0, 5.0), atol=0.6)
 
 
+def stripes(angle: float) -> np.ndarray:
+    """Return a (600, 800) texture of layers, with hardly anything along them."""
+    v, u = np.mgrid[:600, :800]
+    across = np.cos(angle) * v - np.sin(angle) * u
+    return 120.0 + 40.0 * np.sin(across / 9.0) + 40.0 * np.sin(across / 6.1)
+
+
+@pytest.mark.parametrize('seed', range(4))
+def test_layers_that_each_have_a_place_across_them_only_have_one_together(seed: int) -> None:
+    texture = 0.1 * (speckle(20 + seed) - 120.0)
+    texture[:, :400] += stripes(0.5)[:, :400]
+    texture[:, 400:] += stripes(-0.4)[:, 400:]
+    noise = np.random.default_rng(seed)
+    motion = TissueMotion()
+    for k, shift in enumerate(((0.0, 0.0), (-6.0, 9.0), (-10.0, 13.0))):
+        image = window(texture, shift) + 6.0 * noise.normal(size=(480, 640))
+        found = motion(frame(image, k + 1))
+    assert found is not None
+    np.testing.assert_allclose(found.pixels, (-10.0, 13.0), atol=0.5)
+
+
 def test_tissue_that_changes_with_the_slice_is_followed_from_one_kept_image_to_the_next() -> None:
     """Half of what is seen has changed after 4 images; the first is like the last no more."""
     motion, layers = TissueMotion(), [speckle(10 + k) for k in range(6)]

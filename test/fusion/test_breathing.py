@@ -91,6 +91,15 @@ def test_rest_is_not_known_of_tissue_that_is_seldom_seen() -> None:
     assert not breathing.known
 
 
+def test_rest_is_not_known_where_all_but_the_rest_was_seen() -> None:
+    """The reference was taken at full intake, and nothing is like it at the end of the breath."""
+    random, breathing = np.random.default_rng(8), Breathing()
+    for k in range(150):
+        if np.linalg.norm(truth(k / 15.0)) > np.linalg.norm(BREATH) / 3.0:
+            breathing.add(sight('ultrasound', k / 15.0, random))
+    assert not breathing.known
+
+
 def test_slice_alone_doubts_what_it_cannot_see_most_where_breath_is_deepest() -> None:
     breathing, alone = watched(10.0, xrays=True), watched(10.0, xrays=False)
     times = np.arange(6.0, 9.5, 0.1)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from hybrid_guidance.fusion.consistency import Difference
 from hybrid_guidance.fusion.needle_filter import State
 from hybrid_guidance.fusion.observe import Sighting
 from hybrid_guidance.geometry.covariance import lever
@@ -42,6 +43,9 @@ _LEAST_STEP, _LEAST_TURN = 0.001, float(np.deg2rad(0.5))
 _SAME_PLACE, _SAME_DIRECTION = 0.0006, float(np.deg2rad(1.2))
 _MIRRORED_PLACE, _MIRRORED_DIRECTION = 0.003, float(np.deg2rad(6.0))
 _MIRRORED_ALONG = 0.012
+_SURE, _APART_S, _ANYWHERE, _LOST, _SHAFT = 12.0, 1.0, 1e-3, 0.1, 0.03
+"""Log odds; s for which an end that is not the tip stays so; likelihood of another line; share of
+ends that are not the tip, and m over which they are strewn."""
 
 
 @dataclass(frozen=True)
@@ -173,6 +177,46 @@ class JumpWatch:
         together = np.array(self._away)
         self._before, self._away = None, []
         return None if np.ptp(together, axis=0).max() > JUMP else np.median(together, axis=0)
+
+
+class MirrorWatch:
+    """Weighs by each X-ray whether an image is mirrored, or is not any more (Page's CUSUM, 1954).
+
+    Near the middle of its image a needle fits both ways, and an echo that ends early for a second
+    may fit better with left and right swapped: so several X-rays have to tell, and ends that are
+    seen soon after each other count as one.
+    """
+
+    def __init__(self) -> None:
+        self._against, self._seen_ns = 0.0, 0
+        self.turned = False
+
+    def told(self) -> None:
+        """Take that the needle's own track shows it mirrored."""
+        self._against, self.turned = 0.0, True
+
+    def see(self, found: Difference, other: Difference, stamp_ns: int) -> None:
+        """Take how a needle fits the X-ray of a stamp as it is, and swapped; once each X-ray."""
+        if stamp_ns <= self._seen_ns:
+            return
+        apart = min((stamp_ns - self._seen_ns) * 1e-9 / _APART_S, 1.0)
+        self._seen_ns = stamp_ns
+        gain = _fit(other) - _fit(found) + apart * (_end_fit(other) - _end_fit(found))
+        self._against = max(self._against + (-gain if self.turned else gain), 0.0)
+        if self._against > _SURE:
+            self._against, self.turned = 0.0, not self.turned
+
+
+def _fit(found: Difference) -> float:
+    """Return the log likelihood of how a needle lies beside a shaft, or of any other place."""
+    return math.log(math.exp(-0.5 * found.squared) + _ANYWHERE)
+
+
+def _end_fit(found: Difference) -> float:
+    """Return the same of how far in its end is: the tip, or anywhere on the shaft."""
+    deviation = found.along_deviation
+    peak = math.exp(-0.5 * (found.along / deviation)**2) / (math.sqrt(2.0 * math.pi) * deviation)
+    return math.log((1.0 - _LOST) * peak + _LOST / _SHAFT)
 
 
 def mirrored(sighting: Sighting) -> Sighting:

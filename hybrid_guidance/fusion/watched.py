@@ -6,7 +6,6 @@ the patient may have moved.
 """
 
 import math
-from collections import deque
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
@@ -20,6 +19,7 @@ from hybrid_guidance.fusion.faults import (
     TURN,
     JumpWatch,
     MarkerWatch,
+    MirrorWatch,
     Step,
     looks_mirrored,
     mirrored,
@@ -104,9 +104,8 @@ class WatchedFusion:
         self._distrusted: dict[str, str] = {}
         self._jumps = {name: JumpWatch() for name in BODIES}
         self._flipped: dict[str, int] = dict.fromkeys(BODIES, 0)
-        self._flipped_pairs: deque[int] = deque(maxlen=ALIKE)
-        self._upright_pairs: set[int] = set()
-        self._suspect = self._turned = False
+        self._mirrored = MirrorWatch()
+        self._suspect = False
         self._published: State | None = None
         self._fastest = _LEAST_SPEED
         self._patient = PatientShift()
@@ -157,7 +156,7 @@ class WatchedFusion:
     @property
     def unsettled(self) -> str:
         """What only another X-ray can tell, while no pose is published for it; '' if nothing."""
-        if self._turned:
+        if self._mirrored.turned:
             return 'whether the ultrasound image is mirrored'
         if self.consistency.contradicting and not self._refused():
             return 'whether ultrasound and X-ray still contradict each other'
@@ -302,38 +301,22 @@ class WatchedFusion:
         # A line that the needle's own track has refused is fascia as likely as a mirrored needle.
         # `_explain` tells whether it is where the needle would be, left and right swapped.
         other_line = self.fusion.confirmed and self.fusion.refused(seen.source, seen.stamp_ns)
-        if ((wrong and not other_line) or self._turned) and not self._distrusted:
-            other = difference(mirrored(seen), *line, self._motion)
-            self._weigh_mirrored(found, other, wrong, line[0].stamp_ns)
+        if not self._distrusted and (self._mirrored.turned or not other_line):
+            self._weigh_mirrored(found, difference(mirrored(seen), *line, self._motion), wrong,
+                                 line[0].stamp_ns)
         return found
 
     def _weigh_mirrored(self, found: Difference, other: Difference, wrong: bool,
                         xray_ns: int) -> None:
-        """Compare how a needle fits the X-ray as it is, and with left and right swapped.
-
-        Near the middle of its image it fits both ways, so an image found to be mirrored is used
-        again only when several X-rays fit it as it is and would not if it were swapped.
-        """
-        if wrong and other.squared < _FITS and abs(other.along) < 0.5 * abs(found.along):
-            self._suspect = True
-            self._upright_pairs.clear()
-            self._count_mirrored(xray_ns)
-        elif self._turned and not wrong and (other.contradicts or abs(other.along) > _FAR_ALONG):
-            self._upright_pairs.add(xray_ns)
-        if len(self._upright_pairs) == ALIKE:
-            self._turned = False
-            self._flipped_pairs.clear()
-            self._upright_pairs.clear()
-        if self._turned:
-            self._suspect = True
+        """Compare how a needle fits the X-ray as it is, and with left and right swapped."""
+        watch, was_turned = self._mirrored, self._mirrored.turned
+        watch.see(found, other, xray_ns)
+        self._suspect = watch.turned or (
+            wrong and other.squared < _FITS and abs(other.along) < 0.5 * abs(found.along))
+        if watch.turned:
             self._mirror('ultrasound', found.stamp_ns)
-
-    def _count_mirrored(self, stamp_ns: int) -> None:
-        if stamp_ns not in self._flipped_pairs:
-            self._flipped_pairs.append(stamp_ns)
-        if len(self._flipped_pairs) == ALIKE:
-            self._mirror('ultrasound', stamp_ns)
-            self.fusion.restart()
+            if not was_turned:
+                self.fusion.restart()
 
     def _slipped(self, source: str, step: Step) -> None:
         body, image = BODIES[source]
@@ -353,7 +336,6 @@ class WatchedFusion:
             'swapped. It is not used until X-rays show otherwise; turn the probe or the image '
             'round, or expose'),
             stamp_ns, grave=True)
-        self._turned |= source == 'ultrasound'
 
     def _explain(self, sighting: Sighting) -> None:
         """Say why a needle is not where it should be, once several images say the same."""
@@ -366,6 +348,8 @@ class WatchedFusion:
         self._flipped[source] = self._flipped[source] + 1 if flipped else 0
         if self._flipped[source] >= ALIKE:
             self._mirror(source, sighting.stamp_ns)
+            if source == 'ultrasound':
+                self._mirrored.told()
 
     def anatomy(self, motion: AnatomyMotion) -> None:
         """Take how far an X-ray's anatomy moved since the X-ray before it."""

@@ -3,7 +3,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from hybrid_guidance.fusion.faults import JumpWatch, MarkerWatch, looks_mirrored, mirrored
+from hybrid_guidance.fusion.consistency import Difference
+from hybrid_guidance.fusion.faults import (
+    JumpWatch,
+    MarkerWatch,
+    MirrorWatch,
+    looks_mirrored,
+    mirrored,
+)
 from hybrid_guidance.fusion.needle_filter import State
 from hybrid_guidance.fusion.observe import Sighting
 from hybrid_guidance.geometry.needle import NeedleEstimate
@@ -118,3 +125,47 @@ def test_a_mirrored_needle_is_known_by_where_it_should_be() -> None:
     assert not looks_mirrored(images.next(), state(true))
     assert angle_between(swapped.observation.needle.direction,
                          true.observation.needle.direction) > 1.0
+
+
+def fit(squared: float, along: float) -> Difference:
+    """Return a comparison of a needle with an X-ray, its end known to 1 mm."""
+    return Difference(0, 0.0, 1.0, squared, along, 1e-3, 0.0, 0.0)
+
+
+def turned_after(watch: MirrorWatch, found: Difference, other: Difference, every: float) -> float:
+    """Return after how many seconds of X-rays the watch has changed its mind; 99 if never."""
+    before, begin = watch.turned, watch._seen_ns
+    for number in range(1, 200):
+        watch.see(found, other, begin + round(number * every * 1e9))
+        if watch.turned != before:
+            return number * every
+    return 99.0
+
+
+def test_a_shaft_that_fits_swapped_only_is_mirrored_after_a_few_xrays() -> None:
+    assert turned_after(MirrorWatch(), fit(60.0, 0.02), fit(2.0, 0.0), 1.0) <= 3.0
+    assert turned_after(MirrorWatch(), fit(2.0, 0.0), fit(60.0, 0.02), 1.0) == 99.0
+
+
+def test_an_echo_that_ends_early_for_a_second_is_not_mirrored() -> None:
+    """Across both ways fit; its end, 14 mm short, fits better swapped, in X-rays 0.4 s apart."""
+    watch = MirrorWatch()
+    watch.see(fit(2.0, 0.0), fit(4.0, 0.004), 10**9)
+    for number in range(1, 4):
+        watch.see(fit(2.0, -0.014), fit(2.0, -0.001), 10**9 + round(0.4e9 * number))
+    assert not watch.turned
+
+
+def test_of_a_needle_that_fits_both_ways_its_end_tells_in_seconds_that_it_is_not_mirrored() -> None:
+    watch = MirrorWatch()
+    watch.told()
+    assert watch.turned
+    assert turned_after(watch, fit(2.0, 0.0), fit(2.0, 0.006), 0.4) < 5.0
+    assert turned_after(watch, fit(2.0, 0.0), fit(2.0, 0.006), 0.4) == 99.0
+
+
+def test_an_xray_counts_once() -> None:
+    watch = MirrorWatch()
+    for _ in range(100):
+        watch.see(fit(60.0, 0.02), fit(2.0, 0.0), 10**9)
+    assert not watch.turned

@@ -304,7 +304,7 @@ class Seen:
     def asked(self, stamp: int, pose) -> None:
         """Take where the needle is asked to go, in ``patient``."""
         registered = self.breathing.registered(self.calibrations['patient'].transform)
-        self.fusion.filter.ask(stamp, registered @ pose, self.clock.now)
+        self.fusion.ask(stamp, registered @ pose, self.clock.now)
 
     def shown(self, stamp: int):
         """Return ``patient_T_needle`` as it is displayed of that moment."""

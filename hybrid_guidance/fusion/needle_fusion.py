@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 
 from hybrid_guidance.fusion.needle_filter import NeedleFilter, Observation, Update
-from hybrid_guidance.geometry.types import Points
+from hybrid_guidance.geometry.types import Points, Transform
 
 
 @dataclass
@@ -99,6 +99,15 @@ class NeedleFusion:
     def last_tip(self, source: str) -> Points | None:
         """Return the (3,) tip as it was known when a source showed this needle last."""
         return self._last_tip.get(source)
+
+    def ask(self, stamp_ns: int, pose: Transform, heard_ns: int) -> None:
+        """Take where whoever holds the needle is asked to bring it: see ``NeedleFilter.ask``.
+
+        Nobody has seen a needle that is not confirmed. Who is led by eye meanwhile goes to where
+        he is asked to, not by as much as it lies beside an estimate.
+        """
+        if self.confirmed:
+            self.filter.ask(stamp_ns, pose, heard_ns)
 
     def restart(self) -> None:
         """Forget the needle, because what it was made of has been found wrong."""

@@ -97,6 +97,6 @@ class BreathingPatient:
     def _on_asked(self, message: PoseStamped) -> None:
         """Reckon with a needle that goes where the plan asks it to."""
         if registration := self._calibrations().get(message.header.frame_id):
-            self._watched().fusion.filter.ask(
+            self._watched().fusion.ask(
                 stamp_ns(message.header.stamp), self.tissue.breathing.registered(
                     registration.transform) @ matrix_from_pose(message.pose), self._now_ns())

@@ -103,3 +103,23 @@ def test_a_look_alike_in_line_with_the_xray_gives_way_to_the_needle_both_show() 
     see(fusion, 3.31, 3.5)
     assert fusion.confirmed
     assert np.allclose(fusion.filter.state.tip, HERE, atol=2e-3)
+
+
+def moved_when_asked(fusion: NeedleFusion) -> float:
+    """Return how far, m, the needle is thought to have gone after it was asked to go 3 mm."""
+    state = fusion.filter.state
+    fusion.ask(state.stamp_ns, pose_along(state.tip + [0.003, 0.0, 0.0], state.direction),
+               state.stamp_ns)
+    later = fusion.filter.predict(state.stamp_ns + 400_000_000)
+    return float(np.linalg.norm(later.tip - state.tip))
+
+
+def test_a_needle_is_thought_to_go_where_it_is_asked_to_once_somebody_has_seen_where_it_is(
+        fusion: NeedleFusion) -> None:
+    """Before, it is led by eye: not by as much as it lies beside an estimate."""
+    see(fusion, 1.0, 1.1)
+    assert not fusion.confirmed
+    assert moved_when_asked(fusion) < 1e-4
+    see(fusion, 1.1, 1.5)
+    assert fusion.confirmed
+    assert moved_when_asked(fusion) > 1e-3

@@ -10,6 +10,7 @@ from hybrid_guidance.fusion.needle_fusion import NeedleFusion
 from hybrid_guidance.geometry.covariance import distance_deviation
 from hybrid_guidance.geometry.needle import NeedleEstimate
 from hybrid_guidance.geometry.rigid import pose_along
+from hybrid_guidance.geometry.small import squared
 from hybrid_guidance.geometry.types import Points
 
 CONTRADICTED_NS = 2_000_000_000
@@ -138,10 +139,9 @@ def _again(last: Observation, state: State, away: Points | None = None) -> Obser
         away: (3,) m, one σ of what a breath does to it; None: the image of a better moment.
     """
     covariance = last.needle.covariance.copy()
-    covariance[:3, :3] -= last.passing
-    if away is not None:
-        covariance[:3, :3] += away[:, None] * away
-    return replace(last, stamp_ns=state.stamp_ns, passing=np.zeros((3, 3)), needle=NeedleEstimate(
+    passing = np.zeros((3, 3)) if away is None else squared(away)
+    covariance[:3, :3] += passing - last.passing
+    return replace(last, stamp_ns=state.stamp_ns, passing=passing, needle=NeedleEstimate(
         pose_along(state.tip, last.needle.direction), covariance, last.needle.probability))
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hybrid_guidance.geometry.rigid import transform
+from hybrid_guidance.geometry.small import squared
 from hybrid_guidance.geometry.types import Array, Points, Transform
 
 BLIND = 0.05
@@ -25,6 +26,11 @@ BLIND = 0.05
 _THREE = np.eye(3)
 _AHEAD_S, _SLOPE_S, _BEND = 0.1, 0.2, 0.005
 """How far ahead a breath is foretold, from how long a stretch, and how it bends, m/s²."""
+
+_SLANT, _USUAL_PULL, _NOISE = 0.08, 0.5, 3e-5
+"""Metres in the slice that what slants through it feigns for each across it, and of these for each
+in it; m, of one sight. What a reference image is wrong by counts for nothing: the rest is seen
+from the same one."""
 
 _SEEN = 0.5
 """Share of the time for which tissue must be seen where its rest is."""
@@ -88,7 +94,6 @@ class Breathing:
         self._seldom: deque[tuple[Points, Array, Points]] = deque(maxlen=40)
         self._pending: deque[TissueSight] = deque(maxlen=40)
         self._led_at: dict[int, Points] = {}
-        self._covariance = np.eye(3)
         self._normal = self._axis = np.zeros(3)
         self._base, self._resting = np.zeros(3), np.zeros(3)
         self._pull, self._pull_variance, self._residual = 0.0, _PULL**2, 0.0
@@ -150,11 +155,12 @@ class Breathing:
         if moved is None:
             return None
         offset, doubt = moved
-        normal, away = self._normal, float(self._axis @ (offset - self._resting))
-        across = self._pull_variance * away**2 + self._residual**2
+        away, across = float(self._axis @ (offset - self._resting)), squared(self._normal)
+        beside = self._pull_variance * away**2 + self._residual**2
+        feigned = _SLANT**2 * (_USUAL_PULL**2 + self._pull**2) * away**2
         return Displacement(
-            offset + self._pull * away * normal,
-            self._covariance + doubt**2 * _THREE + across * (normal[:, None] * normal))
+            offset + self._pull * away * self._normal,
+            (feigned + _NOISE**2) * (_THREE - across) + doubt**2 * _THREE + beside * across)
 
     def away(self) -> Points:
         """Return (3,) m, one σ of what tissue, when last seen, did beside its calmest.
@@ -178,7 +184,7 @@ class Breathing:
         """Return the same where the patient is at rest, as it was registered."""
         # Nothing across the slice: that is told from here, or all that was seen before what the
         # breath does there was learnt would lie elsewhere.
-        sure = 1e-4 if self.known else self._deviation
+        sure = 5e-5 if self.known else self._deviation
         return Displacement(self._resting, sure**2 * _THREE)
 
     def still(self, stamp_ns: int, mount: Transform) -> tuple[Transform, Array]:
@@ -237,7 +243,6 @@ class Breathing:
         # An eigenvector has no sign; what was learnt of the way across the slice has one.
         self._normal = -normal if float(normal @ self._normal) < 0.0 else normal
         seen = np.eye(3) - np.outer(self._normal, self._normal)
-        self._covariance = seen @ sight.covariance @ seen
         return np.asarray(seen @ sight.displacement)
 
     def _lead_at(self, stamp_ns: int) -> tuple[Points, float] | None:

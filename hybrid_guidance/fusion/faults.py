@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from hybrid_guidance.fusion.consistency import Difference
-from hybrid_guidance.fusion.needle_filter import State
+from hybrid_guidance.fusion.needle_filter import State, blind_axis
 from hybrid_guidance.fusion.observe import Sighting
 from hybrid_guidance.geometry.covariance import lever
 from hybrid_guidance.geometry.needle import NeedleEstimate
@@ -247,5 +247,5 @@ def offset(tip: Points, state: State) -> tuple[Points, float]:
 
 def within(sighting: Sighting, away: Points) -> Points:
     """Return the part of a (3,) vector, m, in which the image is not blind."""
-    blind = np.linalg.eigh(sighting.observation.needle.covariance[:3, :3])[1][:, -1]
+    blind = blind_axis(sighting.observation.needle)
     return np.asarray(away - (away @ blind) * blind)

@@ -33,6 +33,7 @@ class Motion:
         pause: s, after which an unseen needle is thought to have stopped.
         calibration: share of the calibration's deviation that may drift in one second.
         blind: s, for which a needle keeps its place where the sensor is blind.
+        breath: s, for which what is not known of a breath stays the same.
     """
 
     tip: float = 0.0008
@@ -42,7 +43,7 @@ class Motion:
     disobey: float = 0.001
     advancing: float = 0.003
     stride: float = 0.001
-    steady: float = 0.35
+    steady: float = 0.2
     obey: float = 0.006
     turn: float = 0.10
     idle: float = 0.5
@@ -52,6 +53,7 @@ class Motion:
     pause: float = 0.25
     calibration: float = 0.02
     blind: float = 2.0
+    breath: float = 1.0
 
 
 @dataclass(frozen=True)

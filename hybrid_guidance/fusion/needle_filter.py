@@ -227,7 +227,31 @@ class NeedleFilter:
     def predict(self, stamp_ns: int) -> State | None:
         """Return the state at a stamp, without changing anything; None before the first."""
         index = bisect_right(self._log, stamp_ns, key=_stamp)
-        return self._predicted(self._log[index - 1].state, stamp_ns) if index else None
+        return self.foretell(self._log[index - 1].state, stamp_ns) if index else None
+
+    def foretell(self, state: State, stamp_ns: int) -> State:
+        """Return where a needle in a state will be at a stamp, by how it moves and is led."""
+        dt = (stamp_ns - state.stamp_ns) * 1e-9
+        if dt == 0.0:
+            return state
+        motion, along, (first, second) = self._motion, state.direction, state.basis
+        slowed = math.exp(-abs(dt) / motion.pause)
+        going = self._holder.going(state.tip, along, state.stamp_ns, stamp_ns, self._shown)
+        step = self._identity.copy()
+        step[TIP, 3], step[TIP, 4] = dt * state.speed * first, dt * state.speed * second
+        step[TIP, SPEED], step[SPEED, SPEED] = dt * along, slowed
+        step[TIP, IDLE], step[DIRECTION, IDLE] = -going.shift, -(state.basis @ going.turn)
+        covariance = step @ state.covariance @ step.T
+        calm = state.restless * motion.steady if going.led else 1.0
+        diagonal = covariance.reshape(-1)[::self._size + 1]
+        diagonal += abs(dt) * self._noise
+        diagonal[TIP] += abs(dt) * (calm * motion.tip)**2
+        diagonal[DIRECTION] += abs(dt) * (calm * motion.direction)**2
+        diagonal[SPEED] += abs(dt) * self._surge(going)**2
+        covariance[TIP, TIP] += going.shift_spread + abs(dt) * (
+            motion.slip**2 - (calm * motion.tip)**2) * squared(along)
+        covariance[DIRECTION, DIRECTION] += state.basis @ going.turn_spread @ state.basis.T
+        return self._moved(state, stamp_ns, going, slowed, covariance)
 
     def expect(self, observation: Observation) -> State:
         """Return the state as it would be after an observation, without taking it.
@@ -285,29 +309,6 @@ class NeedleFilter:
         self._log.append(_Entry(observation, state))
         return Update(True, state=state)
 
-    def _predicted(self, state: State, stamp_ns: int) -> State:
-        dt = (stamp_ns - state.stamp_ns) * 1e-9
-        if dt == 0.0:
-            return state
-        motion, along, (first, second) = self._motion, state.direction, state.basis
-        slowed = math.exp(-abs(dt) / motion.pause)
-        going = self._holder.going(state.tip, along, state.stamp_ns, stamp_ns, self._shown)
-        step = self._identity.copy()
-        step[TIP, 3], step[TIP, 4] = dt * state.speed * first, dt * state.speed * second
-        step[TIP, SPEED], step[SPEED, SPEED] = dt * along, slowed
-        step[TIP, IDLE], step[DIRECTION, IDLE] = -going.shift, -(state.basis @ going.turn)
-        covariance = step @ state.covariance @ step.T
-        calm = state.restless * motion.steady if going.led else 1.0
-        diagonal = covariance.reshape(-1)[::self._size + 1]
-        diagonal += abs(dt) * self._noise
-        diagonal[TIP] += abs(dt) * (calm * motion.tip)**2
-        diagonal[DIRECTION] += abs(dt) * (calm * motion.direction)**2
-        diagonal[SPEED] += abs(dt) * self._surge(going)**2
-        covariance[TIP, TIP] += going.shift_spread + abs(dt) * (
-            motion.slip**2 - (calm * motion.tip)**2) * squared(along)
-        covariance[DIRECTION, DIRECTION] += state.basis @ going.turn_spread @ state.basis.T
-        return self._moved(state, stamp_ns, going, slowed, covariance)
-
     def _moved(self, state: State, stamp_ns: int, going: Going, slowed: float, covariance: Array
                ) -> State:
         """Return a state later on; ``covariance`` is taken over."""
@@ -338,7 +339,7 @@ class NeedleFilter:
         return motion.disobey + share * (motion.advancing - motion.disobey)
 
     def _step(self, state: State, observation: Observation) -> tuple[State, Update]:
-        state = self._predicted(state, observation.stamp_ns)
+        state = self.foretell(state, observation.stamp_ns)
         axes, source = _seen_axes(observation.needle), self._sources.index(observation.source)
         needle, effect = self._weakened(state, observation, source), _effect(observation)
         residual, jacobian, noise = self._line(state, needle, source, effect, axes)
@@ -370,20 +371,20 @@ class NeedleFilter:
     def _weakened(self, state: State, observation: Observation, source: int) -> NeedleEstimate:
         """Take from what was observed all that only repeats the image before.
 
-        Where a slice is blind, a needle stays as far beside it from image to image; the mean of
-        many knows that no better than one. White noise of 2 τ / Δt times the variance tells as
-        much as an error that lasts for τ does when it is seen every Δt.
+        Where a slice is blind, a needle stays as far beside it from image to image, and so does
+        what is not known of a breath; the mean of many knows that no better than one.
         """
         since = max(abs(observation.stamp_ns - state.seen_ns[source]), _BRIEFEST_NS)
-        factor = math.sqrt(max(2.0e9 * self._motion.blind / since, 1.0)) - 1.0
+        factor = math.sqrt(_repeated(self._motion.blind, since)) - 1.0
         needle = observation.needle
-        blind = _blind(needle)
+        blind = blind_axis(needle)
         turn = cross(blind, needle.direction)
         stretch = _SIX.copy()
         stretch[:3, :3] += factor * squared(blind)
         stretch[3:, 3:] += factor / max(float(turn @ turn), 1e-12) * squared(turn)
-        return NeedleEstimate(needle.pose, stretch @ needle.covariance @ stretch.T,
-                              needle.probability)
+        covariance = stretch @ needle.covariance @ stretch.T
+        covariance[:3, :3] += (_repeated(self._motion.breath, since) - 1.0) * observation.passing
+        return NeedleEstimate(needle.pose, covariance, needle.probability)
 
     def _ending(self, tip: Points, errors: Array, needle: NeedleEstimate, source: int,
                 effect: Array) -> tuple[Array, float, float]:
@@ -459,6 +460,15 @@ class NeedleFilter:
             self._log.pop(0)
 
 
+def _repeated(lasting: float, since_ns: float) -> float:
+    """Return by what to multiply the variance of an error that is seen again and again.
+
+    White noise of 2 τ / Δt times the variance tells as much as an error that lasts for τ does when
+    it is seen every Δt.
+    """
+    return max(2e9 * lasting / since_ns, 1.0)
+
+
 def _place(source: int) -> slice:
     """Return where a source's calibration error is in the state."""
     return slice(CORE + 6 * source, CORE + 6 * source + 6)
@@ -469,7 +479,7 @@ def _seen(before: tuple[int, ...], source: int, stamp_ns: int) -> tuple[int, ...
     return (*before[:source], stamp_ns, *before[source + 1:])
 
 
-def _blind(needle: NeedleEstimate) -> Array:
+def blind_axis(needle: NeedleEstimate) -> Array:
     """Return the (3,) unit axis along which an image says least of the shaft's place.
 
     How surely its end was seen has nothing to do with that: a slice is blind across itself, also

@@ -235,10 +235,11 @@ class WatchedFusion:
         since = (state.stamp_ns - last.stamp_ns) * 1e-9 if last is not None else np.inf
         if last is None or abs(since) > 10.0:
             return
-        moved = state.tip - last.tip - since * last.speed * last.direction
+        foretold = self.fusion.filter.foretell(last, state.stamp_ns)
+        moved = state.tip - foretold.tip
         if since > 0.0 and not self.follows_tissue:
             self._note_drift(moved, since, state.stamp_ns)
-        size, unforeseen = self._step(moved, last, state)
+        size, unforeseen = self._step(moved, foretold, state)
         if size < JUMP:
             return
         if unforeseen:
@@ -248,22 +249,23 @@ class WatchedFusion:
             # It tells by itself whether the patient moved, but across the slice; and an end of a
             # shaft that was taken for the tip makes a step along the shaft.
             moved = moved - (moved @ last.direction) * last.direction
-            size, unforeseen = self._step(moved, last, state)
+            size, unforeseen = self._step(moved, foretold, state)
             unforeseen &= size > JUMP
         elif source != 'ultrasound':
             unforeseen = True  # Until an X-ray's anatomy tells whether the patient moved.
         if unforeseen:
             self._doubtful(size, state.stamp_ns)
 
-    def _step(self, moved: Array, last: State, state: State) -> tuple[float, bool]:
+    @staticmethod
+    def _step(moved: Array, foretold: State, state: State) -> tuple[float, bool]:
         """Return how long a step is, m, and whether it is one that σ does not foresee.
 
         Of two states the surer one was made with an image that the other did not know of.
         """
-        size, since = max(math.sqrt(float(moved @ moved)), 1e-12), state.stamp_ns - last.stamp_ns
+        size = max(math.sqrt(float(moved @ moved)), 1e-12)
         variance = max(float(moved @ each.covariance[TIP, TIP] @ moved)
-                       for each in (last, state)) / size**2
-        return size, size > 3.0 * (variance + 1e-9 * abs(since) * self._motion.tip**2)**0.5
+                       for each in (foretold, state)) / size**2
+        return size, size > 3.0 * variance**0.5
 
     def _note_drift(self, moved: Array, since: float, stamp_ns: int) -> None:
         """Notice what is taken for movement, a little in each image, and was one step."""

@@ -90,6 +90,18 @@ def test_a_needle_that_jumps_and_stays_is_told_with_its_distance() -> None:
     assert np.linalg.norm(found[2]) == pytest.approx(0.003, abs=4e-4)
 
 
+@pytest.mark.parametrize('end', [0.0, 0.002])
+def test_what_lies_beside_the_slice_has_not_jumped_however_unsure_its_end_is(end: float) -> None:
+    images, watch = Images(7), JumpWatch()
+    before = state(images.next())
+    for _ in range(3):
+        seen = images.next(tip=TIP + [0.0, 0.0, 0.002])
+        along = seen.needle.direction
+        seen.needle.covariance[:3, :3] += end**2 * np.outer(along, along)
+        assert watch.see(seen, before) is None
+    assert not watch.is_open
+
+
 def test_a_needle_that_jumps_and_comes_back_was_an_outlier() -> None:
     images, watch = Images(5), JumpWatch()
     before = state(images.next())

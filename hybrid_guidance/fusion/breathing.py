@@ -96,6 +96,7 @@ class Breathing:
         self._led_at: dict[int, Points] = {}
         self._normal = self._axis = np.zeros(3)
         self._base, self._resting = np.zeros(3), np.zeros(3)
+        self._before: Points | None = None
         self._pull, self._pull_variance, self._residual = 0.0, _PULL**2, 0.0
         self._learnt_ns = 0
         self._asked: tuple[int, Displacement | None] | None = None
@@ -133,10 +134,10 @@ class Breathing:
             self._stamps.append(sight.stamp_ns)
             self._moved.append(self._base + self._seen(sight))
             self._forget()
-            self._trend = self._fit()
             if sight.stamp_ns - self._learnt_ns > 200_000_000:
                 self._learnt_ns = sight.stamp_ns
                 self._learn()
+            self._trend = self._fit()
 
     def at(self, stamp_ns: int) -> Displacement | None:
         """Return how far tissue is displaced; None where unknown.
@@ -158,6 +159,8 @@ class Breathing:
         away, across = float(self._axis @ (offset - self._resting)), squared(self._normal)
         beside = self._pull_variance * away**2 + self._residual**2
         feigned = _SLANT**2 * (_USUAL_PULL**2 + self._pull**2) * away**2
+        if self._before is not None:
+            doubt = math.hypot(doubt, self._deviation)
         return Displacement(
             offset + self._pull * away * self._normal,
             (feigned + _NOISE**2) * (_THREE - across) + doubt**2 * _THREE + beside * across)
@@ -184,7 +187,7 @@ class Breathing:
         """Return the same where the patient is at rest, as it was registered."""
         # Nothing across the slice: that is told from here, or all that was seen before what the
         # breath does there was learnt would lie elsewhere.
-        sure = 5e-5 if self.known else self._deviation
+        sure = 5e-5 if self.known or self._before is not None else self._deviation
         return Displacement(self._resting, sure**2 * _THREE)
 
     def still(self, stamp_ns: int, mount: Transform) -> tuple[Transform, Array]:
@@ -225,16 +228,23 @@ class Breathing:
         return covariance
 
     def _begin(self, sight: TissueSight) -> None:
-        """Begin from another image; what the lead had found before goes on from there."""
+        """Begin from another image; what the lead had found before goes on from there.
+
+        Where it does not reach that far nobody knows where in its breath that image shows tissue,
+        until its rest is seen again: it is the rest of before, among which the needle lies.
+        """
         self._begun[sight.source] = sight
         if sight.source != self._lead:
             return
         before = self._lead_at(sight.reference_ns)
         if before is None:
+            if self.known:
+                self._before = self._resting
             self._stamps, self._moved = [], []
-            self._seldom.clear()
             self._led_at.clear()
-        self._base = np.zeros(3) if before is None else before[0]
+            self._base = np.zeros(3) if self._before is None else self._before
+        else:
+            self._base = before[0]
 
     def _seen(self, sight: TissueSight) -> Points:
         """Return the displacement in the plane of the lead, and keep that plane."""
@@ -291,7 +301,17 @@ class Breathing:
         if self.known and high - low > _STILL:
             near = along if 0.5 * (low + high) > 0.0 else -along
             self._resting = moved[near <= np.quantile(near, _REST)].mean(axis=0)
+        if self._before is not None:
+            self._go_on(self._before)
         self._compare()
+
+    def _go_on(self, before: Points) -> None:
+        """Take where tissue rests for where it did before it was seen from another image."""
+        if self.known:
+            shift = before - self._resting
+            self._moved = [place + shift for place in self._moved]
+            self._base, self._before = self._base + shift, None
+        self._resting = before
 
     def _compare(self) -> None:
         """Learn from what was seen seldom how far tissue goes where the lead is blind."""

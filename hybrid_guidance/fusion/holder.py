@@ -37,18 +37,18 @@ class Motion:
     """
 
     tip: float = 0.0008
-    slip: float = 0.0003
+    slip: float = 0.0002
     direction: float = 0.02
     speed: float = 0.010
-    disobey: float = 0.001
-    advancing: float = 0.003
+    disobey: float = 0.0007
+    advancing: float = 0.0015
     stride: float = 0.001
-    steady: float = 0.2
+    steady: float = 0.17
     obey: float = 0.006
     turn: float = 0.10
     idle: float = 0.5
     fickle: float = 0.05
-    inexact: float = 0.15
+    inexact: float = 0.1
     linger: float = 0.6
     pause: float = 0.25
     calibration: float = 0.02

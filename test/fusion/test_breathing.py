@@ -156,6 +156,23 @@ def test_a_probe_that_was_moved_begins_to_watch_anew() -> None:
     assert not breathing.known
 
 
+def test_tissue_that_is_seen_anew_rests_where_it_did_before() -> None:
+    """The needle lies among it: from a reference at full intake it would seem to have jumped."""
+    breathing, random = watched(10.0, xrays=True), np.random.default_rng(7)
+    rest = breathing.rest().offset
+    first = max(np.arange(11.0, 15.0, 1 / 15), key=lambda time: np.linalg.norm(truth(time)))
+    for time in np.arange(first, first + 8.0, 1 / 15):
+        breathing.add(sight('ultrasound', time, random, first))
+        found = breathing.at(round(time * 1e9))
+        miss = found.offset - rest - truth(time)
+        deviation = np.sqrt(np.diag(found.covariance + breathing.rest().covariance))
+        assert np.all(np.abs(miss) < 3.0 * deviation)
+        assert breathing.known or deviation.min() > 1e-3
+    assert breathing.known
+    np.testing.assert_allclose(breathing.rest().offset, rest, atol=1e-4)
+    assert np.linalg.norm(place(breathing, time) - truth(time)) < 3e-4
+
+
 def test_a_breath_is_away_from_its_rest_as_far_as_nothing_tells_of_it() -> None:
     """The slice alone leaves open what the breath does across it; an X-ray there would be wrong."""
     alone = {seconds: np.linalg.norm(watched(seconds, xrays=False).away())

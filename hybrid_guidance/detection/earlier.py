@@ -24,8 +24,8 @@ from hybrid_guidance.detection.strip import resample
 from hybrid_guidance.geometry.types import Array, Image, Pixels
 
 _SIZE = 128
-_RESPONSE = 0.3
-_ASIDE, _BLOCK, _INSET = 5, 12, 3
+_RESPONSE, _FARTHEST = 0.3, 6.0
+_ASIDE, _NEAR, _BLOCK, _INSET = 5, 32, 12, 3
 _ALIKE, _ABSENT = 0.6, 0.3
 _SUREST = 0.98
 
@@ -71,7 +71,8 @@ class EarlierPictures:
         if newest is not None and abs(stamp_ns - newest.stamp_ns) < self._apart_ns:
             return
         kept = _Kept(image.copy(), _structure(image), stamp_ns, has_needle)
-        if self._first is None or _moved(kept.structure, self._first.structure)[1] < _RESPONSE:
+        moved = None if self._first is None else _moved(kept.structure, self._first.structure)
+        if moved is None or not _is_breath(moved):
             self.forget()
             self._first = kept
         else:
@@ -93,23 +94,23 @@ class EarlierPictures:
         for kept, moved in self._places(image):
             # What is fixed to the C-arm stays where anatomy moves.
             for place in (moved, np.zeros(2)):
-                is_same, is_absent = _compared(
-                    there, self._amplitudes(kept.image, shaft, place, _ASIDE))
-                is_new = is_new and (is_absent or kept is not self._first)
-                if is_same and not kept.has_needle:
-                    looks.append(_log_odds(self._judge(kept.image, shaft.ends + place)))
-                if is_same:
+                before = self._amplitudes(kept.image, shaft, place, _NEAR)
+                if kept is self._first and _is_breath(moved * (_SIZE / max(image.shape))):
+                    is_new = is_new and _is_absent(there, before)
+                if _is_same(there, before):
+                    if not kept.has_needle:
+                        looks.append(_log_odds(self._judge(kept.image, shaft.ends + place)))
                     break
         return min(alone, 1.0 / (1.0 + math.exp(-sum(looks) / len(looks)))), is_new
 
     def _places(self, image: Image) -> list[tuple[_Kept, Array]]:
-        """Return the pictures kept, and by how many (2,) px anatomy lay elsewhere in each."""
+        """Return the pictures with the same anatomy, and how far, (2,) px, it lay elsewhere."""
         if self._now is None or self._now[0] is not image:
             self._now = image, []
             if self._first is not None:
                 now, scale = _structure(image), max(image.shape) / _SIZE
-                self._now = image, [(kept, scale * _moved(now, kept.structure)[0])
-                                    for kept in (self._first, *self._last)]
+                self._now = image, [(kept, scale * moved) for kept in (self._first, *self._last)
+                                    if (moved := _moved(now, kept.structure)) is not None]
         return self._now[1]
 
     def _amplitudes(self, image: Image, shaft: Shaft, moved: Array, aside: int) -> Array:
@@ -127,25 +128,29 @@ class EarlierPictures:
                           @ template.filters[0], float)
 
 
-def _compared(now: Array, before: Array) -> tuple[bool, bool]:
-    """Tell whether (B,) amplitudes were the same before, and whether the line is new.
-
-    It was the same all in all and at either end; it is new where it, or an end, was not there. It
-    may be neither: what crosses it, or lies deeper, is elsewhere.
+def _is_same(now: Array, before: Array) -> bool:
+    """Tell whether (B,) amplitudes were the same before: all in all, and at either end.
 
     Args:
         now: of the stretches of a line.
         before: (B, A) of the same stretches, for each of some places aside.
     """
     # What lies deeper than the anatomy around moves otherwise with a breath: aside, and turned.
+    middle = before.shape[1] // 2
+    before = before[:, middle - _ASIDE:middle + _ASIDE + 1]
     paths = _paths(*before.shape)
     shares = now @ before[np.arange(now.size)[:, None], paths] / max(float(now @ now), 1e-9)
     best = int(shares.argmax())
-    levels = np.take_along_axis(before, paths[:, best:best + 1], 1)[:, 0] / np.maximum(now, 1e-9)
-    ratios = np.array([shares[best], levels[0], levels[-1]])
-    is_same = bool(np.all((ratios > _ALIKE) & (ratios < 1.0 / _ALIKE)))
-    return is_same, bool(shares[best] < _ALIKE or min(
-        levels[:2].max(), levels[-2:].max()) < _ABSENT)
+    ends = before[[0, -1], paths[[0, -1], best]] / np.maximum(now[[0, -1]], 1e-9)
+    ratios = np.array([shares[best], *ends])
+    return bool(np.all((ratios > _ALIKE) & (ratios < 1.0 / _ALIKE)))
+
+
+def _is_absent(now: Array, before: Array) -> bool:
+    """Tell whether nothing like a line, or like an end of it, was anywhere near before."""
+    levels = before.max(axis=1) / np.maximum(now, 1e-9)
+    return bool(np.median(levels) < _ALIKE
+                or min(levels[:2].max(), levels[-2:].max()) < _ABSENT)
 
 
 @lru_cache(maxsize=64)
@@ -160,10 +165,15 @@ def _structure(image: Image) -> Picture:
     return structure(image, max(image.shape) / _SIZE)
 
 
-def _moved(now: Picture, before: Picture) -> tuple[Array, float]:
-    """Return by how many (2,) px of both anatomy lay elsewhere before, and how clearly."""
+def _moved(now: Picture, before: Picture) -> Array | None:
+    """Return by how many (2,) px of both anatomy lay elsewhere before; None where none fits."""
     moved, response = cv2.phaseCorrelate(now, before, _window(*now.shape))
-    return np.array(moved), response
+    return np.array(moved) if response > _RESPONSE else None
+
+
+def _is_breath(moved: Array) -> bool:
+    """Tell whether a breath goes as far as (2,) px; else it was the C-arm or the table."""
+    return math.hypot(*moved) < _FARTHEST
 
 
 @cache

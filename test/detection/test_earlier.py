@@ -83,7 +83,7 @@ def test_a_line_that_stood_there_before_is_no_needle_for_one_dark_picture(moved)
     assert not passes(after(*(picture(k, rib(0.33)) for k in range(3)))(now))
     # Where nothing stood, or only a part of it, it is new.
     assert passes(after(*(picture(k) for k in range(3)))(now))
-    assert passes(after(*(picture(k, rib(0.33, length=100.0)) for k in range(3)))(now))
+    assert passes(after(*(picture(k, rib(0.33, length=125.0)) for k in range(3)))(now))
 
 
 def test_the_needle_beside_a_wire_is_the_one_that_has_come() -> None:
@@ -143,3 +143,11 @@ def test_another_projection_begins_anew() -> None:
     tilted = Frame(now.pixels, now.stamp_ns, Projection(np.array([
         [900.0, 0.0, 320.0, 0.0], [0.0, 900.0, 320.0, 0.0], [0.0, 0.0, 1.0, 0.0]]), 640, 640))
     assert passes(after(*earlier)(tilted))
+
+
+def test_a_wire_that_the_table_carried_along_has_not_come() -> None:
+    """It lies elsewhere in depth than the bones and the needle, which is in from the first."""
+    moved, elsewhere = (-70.0, -30.0), (-40.0, -100.0)
+    frame = picture(1, wire(elsewhere), needle(100.0, moved), moved=moved)
+    assert is_the_needle(XrayNeedleDetector()(frame), 100.0, moved)
+    assert is_the_needle(after(picture(0, wire(), needle(100.0)))(frame), 100.0, moved)

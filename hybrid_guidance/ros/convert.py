@@ -3,6 +3,7 @@
 import array
 import math
 from functools import lru_cache
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -221,7 +222,18 @@ def image_message(pixels: Pixels, frame_id: str, nanoseconds: int) -> Image:
     return message
 
 
-def pixels_from_message(message: Image) -> Pixels:
+class Picture(Protocol):
+    """What says how the bytes of an image are to be read: an Image, or what is left of one."""
+
+    height: int
+    width: int
+    encoding: str
+    is_bigendian: int
+    step: int
+    data: Any
+
+
+def pixels_from_message(message: Picture) -> Pixels:
     """Return an Image as (H, W) grey levels; colour becomes luminance.
 
     Raises:
@@ -331,11 +343,15 @@ def frame_from_messages(image: Image, info: CameraInfo) -> Frame:
     Raises:
         MessageError: either is malformed, or the two sizes differ.
     """
+    return frame_of(image, stamp_ns(image.header.stamp), info)
+
+
+def frame_of(image: Picture, nanoseconds: int, info: CameraInfo) -> Frame:
+    """Return an image with its stamp and its camera_info as a Frame; raises likewise."""
     if (image.width, image.height) != (info.width, info.height):
         raise MessageError(f'image is {image.width} x {image.height}, its camera_info says '
                            f'{info.width} x {info.height}')
-    return Frame(pixels_from_message(image), stamp_ns(image.header.stamp),
-                 projection_from_info(info))
+    return Frame(pixels_from_message(image), nanoseconds, projection_from_info(info))
 
 
 def advice_message(advice: Advice) -> DiagnosticStatus:

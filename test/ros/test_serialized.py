@@ -1,4 +1,4 @@
-"""Our bytes of a needle against rclpy's own."""
+"""Our bytes of needles and images against rclpy's own."""
 
 import struct
 
@@ -9,8 +9,15 @@ from rclpy.serialization import deserialize_message, serialize_message
 
 from hybrid_guidance.geometry.needle import NeedleEstimate
 from hybrid_guidance.geometry.rigid import pose_along
-from hybrid_guidance.ros.convert import MessageError, needle_from_message, needle_message, stamp_ns
-from hybrid_guidance.ros.serialized import needle_bytes, needle_from_bytes
+from hybrid_guidance.ros.convert import (
+    MessageError,
+    image_message,
+    needle_from_message,
+    needle_message,
+    pixels_from_message,
+    stamp_ns,
+)
+from hybrid_guidance.ros.serialized import image_from_bytes, needle_bytes, needle_from_bytes
 
 FRAMES = '', 'a', 'patient', 'ultrasound_image', 'fluoroscopy_optical_frame', 'Hüfte'
 NUMBERS = 28
@@ -81,3 +88,47 @@ def test_numbers_that_mean_nothing_are_refused(place: int, value: float, words: 
     data[NUMBERS + 8 * place:NUMBERS + 8 * place + 8] = struct.pack('<d', value)
     with pytest.raises(MessageError, match=words):
         needle_from_bytes(bytes(data))
+
+
+@pytest.mark.parametrize('frame', FRAMES)
+@pytest.mark.parametrize('dtype', [np.uint8, np.uint16])
+def test_an_image_is_what_its_message_says(frame: str, dtype: type) -> None:
+    random = np.random.default_rng(3)
+    for shape in ((7, 5), (1, 1), (33, 18)):
+        pixels = random.integers(0, np.iinfo(dtype).max, shape).astype(dtype)
+        message = image_message(pixels, frame, 10**18 + 7)
+        found = image_from_bytes(serialize_message(message))
+        assert (found.frame_id, found.stamp_ns) == (frame, 10**18 + 7)
+        assert (found.height, found.width, found.step) == (*shape, message.step)
+        assert (found.encoding, found.is_bigendian) == (message.encoding, 0)
+        assert bytes(found.data) == message.data.tobytes()
+        assert np.array_equal(pixels_from_message(found), pixels)
+
+
+def test_an_image_of_the_other_byte_order_is_read_too() -> None:
+    data = (b'\0\0\0\0' + struct.pack('>iII', 5, 6, 2) + b'a\0' + bytes(2)
+            + struct.pack('>III', 2, 3, 6) + b'mono8\0' + bytes([1, 0]) + struct.pack('>II', 3, 6)
+            + bytes(range(6)))
+    found = image_from_bytes(data)
+    assert (found.frame_id, found.stamp_ns, found.is_bigendian) == ('a', 5_000_000_006, 1)
+    assert pixels_from_message(found).tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
+def test_an_image_that_is_cut_off_anywhere_is_refused() -> None:
+    data = serialize_message(image_message(np.zeros((3, 4), np.uint8), 'patient', 5))
+    image_from_bytes(data)
+    for keep in range(4, len(data)):
+        with pytest.raises(MessageError):
+            image_from_bytes(data[:keep])
+
+
+@pytest.mark.parametrize('place', [12, 32, 48])
+def test_an_image_that_lies_about_a_length_is_refused(place: int) -> None:
+    """Of its frame, its encoding, its pixels."""
+    data = bytearray(serialize_message(image_message(np.zeros((3, 4), np.uint8), 'patient', 5)))
+    (length,) = struct.unpack_from('<I', data, place)
+    assert length in (8, 6, 12)
+    for wrong in (0xffffffff, 0x7fffffff, 1000):
+        data[place:place + 4] = struct.pack('<I', wrong)
+        with pytest.raises(MessageError):
+            image_from_bytes(bytes(data))

@@ -90,7 +90,7 @@ def look(frames) -> dict[str, np.ndarray]:
 
 
 def main() -> int:
-    """Run all scenes; exit status zero where no scene is worse in a row than by itself."""
+    """Run all scenes; exit status zero where none is worse in a row, by more than a hundredth."""
     parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
     parser.add_argument('--procedures', default=','.join(procedure_names()))
     parser.add_argument('--seeds', default='760-761', help='first-last, or one')
@@ -104,7 +104,8 @@ def main() -> int:
         looks = [look(Row(name, seed).pictures(**options)) for name, seed in cases]
         alone, together = (dict(zip(COUNTS, sum(each[way] for each in looks).tolist(), strict=True))
                            for way in ('by itself', 'in a row'))
-        good &= (together['false'] <= alone['false'] and together['right'] >= alone['right'])
+        good &= (together['false'] <= alone['false'] + 0.01 * alone['empty']
+                 and together['right'] >= alone['right'] - 0.01 * alone['full'])
         print(json.dumps({'scene': scene, 'by itself': alone, 'in a row': together}), flush=True)
     return 0 if good else 1
 

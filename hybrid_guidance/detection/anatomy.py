@@ -53,7 +53,7 @@ class AnatomyShift:
         None: the first picture, one of another geometry, or too little that both show.
         """
         scale = max(frame.pixels.shape) / _SIZE
-        picture, mask = _small(frame.pixels, scale), _needle_mask(needle, scale)
+        picture, mask = structure(frame.pixels, scale), _needle_mask(needle, scale)
         key = frame.projection.matrix.tobytes() + bytes(str(frame.pixels.shape), 'ascii')
         last, self._last = self._last, (picture, mask, key)
         if last is None or last[2] != key:
@@ -86,8 +86,8 @@ class AnatomyShift:
                      len(found))
 
 
-def _small(pixels: Image, scale: float) -> Picture:
-    """Return the picture's structure, (_SIZE, ...) float32: attenuation between two scales."""
+def structure(pixels: Image, scale: float) -> Picture:
+    """Return a picture's structure, float32, smaller by a scale: attenuation between two sizes."""
     size = round(pixels.shape[1] / scale), round(pixels.shape[0] / scale)
     small = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA).astype(np.float32)
     values = -np.log(np.maximum(small, 0.5))

@@ -14,7 +14,7 @@ from hybrid_guidance.detection.needle import CERTAIN, PixelNeedle
 from hybrid_guidance.geometry.types import Pixels
 from hybrid_guidance.imaging.frame import Frame
 
-_LIKELY = 0.5
+LIKELY = 0.5
 _DOUBT = 0.1
 _STEP = 15.0
 _SIDEWAYS = 6.0
@@ -52,7 +52,7 @@ class Track:
         if needle is None:
             self._followed = 0
             needle = search()
-        self._last = needle if needle is not None and needle.probability >= _LIKELY else None
+        self._last = needle if needle is not None and needle.probability >= LIKELY else None
         return needle
 
     def forget(self) -> None:
@@ -72,7 +72,7 @@ class Track:
 def _goes_on(last: PixelNeedle, needle: PixelNeedle) -> bool:
     """Tell whether a needle is hardly less likely than the last, and not far from it."""
     step = needle.tip - last.tip
-    return bool(needle.probability >= max(min(last.probability, CERTAIN) - _DOUBT, _LIKELY)
+    return bool(needle.probability >= max(min(last.probability, CERTAIN) - _DOUBT, LIKELY)
                 and abs(float(step @ last.direction)) < _STEP
                 and abs(float(step @ last.normal)) < _SIDEWAYS
                 and float(needle.direction @ last.direction) > np.cos(_TURN))

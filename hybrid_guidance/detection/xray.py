@@ -1,15 +1,18 @@
 """The needle in an X-ray image: a straight, thin, evenly dark shaft with two like sides."""
 
 import math
+from collections.abc import Hashable
+from dataclasses import replace
 
 import cv2
 import numpy as np
 
+from hybrid_guidance.detection.earlier import EarlierPictures
 from hybrid_guidance.detection.line import follow, measure
-from hybrid_guidance.detection.needle import PixelNeedle, gate, most_probable
+from hybrid_guidance.detection.needle import CERTAIN, PixelNeedle, gate, most_probable
 from hybrid_guidance.detection.ridge import LineSearch, Segment
 from hybrid_guidance.detection.shaft import Shaft, ShaftModel
-from hybrid_guidance.detection.track import Track, geometry
+from hybrid_guidance.detection.track import LIKELY, Track, geometry
 from hybrid_guidance.geometry.types import Array, Image, Pixels
 from hybrid_guidance.imaging.frame import Frame
 
@@ -19,6 +22,8 @@ _BENT = 2e-4
 _STEEL = 0.1
 """Attenuation per px of the profile's σ: shafts of 0.7 to 1.3 mm have 0.2 to 0.3, ribs 0.06."""
 _USUAL_WIDTH = 3.0
+_STALE_NS = 500_000_000
+"""Exposures further apart are searched: a needle may have come beside what was followed."""
 
 
 class XrayNeedleDetector:
@@ -29,8 +34,9 @@ class XrayNeedleDetector:
     resolution. A needle once found is measured where it was, and searched for only where it is
     not found there. The tip is the end opposite the hub, where the hub is the end at which the
     shaft leaves the image or grows thick; without such a sign, the tip is the end with more
-    body around it, and where that does not tell, the one nearer the centre of the image. Keeps
-    buffers: one instance per thread.
+    body around it, and where that does not tell, the one nearer the centre of the image. A line
+    that was there before the needle is judged by the earlier images, too. Keeps buffers and
+    images: one instance per stream.
     """
 
     def __init__(self, *, minimum_length: float = 60.0, widths: tuple[float, float] = (0.8, 5.0),
@@ -50,6 +56,9 @@ class XrayNeedleDetector:
         self._search = LineSearch(sigma=1.5, minimum_length=0.4 * minimum_length,
                                   maximum_segments=candidates)
         self._track = Track()
+        self._earlier = EarlierPictures(self._judge, _attenuation)
+        self._geometry: Hashable = None
+        self._stamp_ns = 0
         self._small: Image = np.zeros((0, 0), np.uint16)
 
     def __call__(self, frame: Frame) -> PixelNeedle | None:
@@ -57,19 +66,46 @@ class XrayNeedleDetector:
         pixels = frame.pixels
         # OpenCV interpolates between 8-bit levels only to whole ones.
         exact = pixels if pixels.dtype == np.uint16 else pixels.astype(np.float32)
-        return self._track(
-            geometry(frame), lambda segment: self._follow(exact, segment),
+        known = geometry(frame)
+        if known != self._geometry:
+            self.forget()
+        elif abs(frame.stamp_ns - self._stamp_ns) > _STALE_NS:
+            self._track.forget()
+        self._geometry, self._stamp_ns = known, frame.stamp_ns
+        needle = self._track(
+            known, lambda segment: self._follow(exact, segment),
             lambda: self._measure(exact, [2.0 * segment.ends + 0.5
                                           for segment in self._candidates(pixels)]))
+        self._earlier.keep(exact, frame.stamp_ns,
+                           needle is not None and needle.probability >= LIKELY)
+        return needle
 
     def forget(self) -> None:
         """Search the next image as if it were the first."""
         self._track.forget()
+        self._earlier.forget()
 
     def _measure(self, image: Image, segments: list[Pixels]) -> PixelNeedle | None:
-        needles = (_needle(shaft, image.shape)
-                   for shaft in measure(image, segments, self._model, count=3))
-        return most_probable(needles, self._minimum_probability)
+        """Return the most probable needle near (2, 2) px segments: a new one, where there is."""
+        found: dict[bool, list[PixelNeedle]] = {True: [], False: []}
+        for shaft in measure(image, segments, self._model, count=3):
+            needle, is_new = self._known(image, shaft)
+            found[is_new and needle.probability >= LIKELY].append(needle)
+            if found[True] and needle.probability >= CERTAIN:
+                break
+        return most_probable(found[True] or found[False], self._minimum_probability)
+
+    def _known(self, image: Image, shaft: Shaft) -> tuple[PixelNeedle, bool]:
+        """Return a shaft as a needle, knowing earlier images, and whether it is new to them."""
+        needle = _needle(shaft, image.shape)
+        if needle.probability < self._minimum_probability:
+            return needle, False
+        probability, is_new = self._earlier(image, shaft, needle.probability)
+        return replace(needle, probability=probability), is_new
+
+    def _judge(self, image: Image, segment: Pixels) -> float:
+        needle = self._follow(image, segment)
+        return 0.0 if needle is None else needle.probability
 
     def _follow(self, image: Image, segment: Pixels) -> PixelNeedle | None:
         shaft = follow(image, segment, self._model)

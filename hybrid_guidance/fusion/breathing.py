@@ -100,6 +100,7 @@ class Breathing:
         self._pull, self._pull_variance, self._residual = 0.0, _PULL**2, 0.0
         self._learnt_ns = 0
         self._asked: tuple[int, Displacement | None] | None = None
+        self._at_rest: Displacement | None = None
         self._trend: tuple[Points, Array] | None = None
 
     @property
@@ -122,7 +123,7 @@ class Breathing:
 
     def add(self, sight: TissueSight) -> None:
         """Take what a sensor saw."""
-        self._asked = None
+        self._asked = self._at_rest = None
         begun = self._begun.get(sight.source)
         anew = begun is None or begun.reference_ns != sight.reference_ns or float(
             np.linalg.norm(sight.mount[:3, 3] - begun.mount[:3, 3])) > self._still
@@ -187,8 +188,10 @@ class Breathing:
         """Return the same where the patient is at rest, as it was registered."""
         # Nothing across the slice: that is told from here, or all that was seen before what the
         # breath does there was learnt would lie elsewhere.
-        sure = 5e-5 if self.known or self._before is not None else self._deviation
-        return Displacement(self._resting, sure**2 * _THREE)
+        if self._at_rest is None:
+            sure = 5e-5 if self.known or self._before is not None else self._deviation
+            self._at_rest = Displacement(self._resting, sure**2 * _THREE)
+        return self._at_rest
 
     def still(self, stamp_ns: int, mount: Transform) -> tuple[Transform, Array]:
         """Return a sensor's mount as tissue sees it that does not move, and (3, 3) m² of doubt.

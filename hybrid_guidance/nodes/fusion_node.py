@@ -28,7 +28,6 @@ from hybrid_guidance.ros.breathing_patient import (
 )
 from hybrid_guidance.ros.calibration import load_calibrations
 from hybrid_guidance.ros.convert import (
-    needle_from_message,
     point_array,
     projection_from_info,
     stamp_ns,
@@ -38,6 +37,7 @@ from hybrid_guidance.ros.exposure import ExposureAdviser, ExposureParameters
 from hybrid_guidance.ros.health import ERROR
 from hybrid_guidance.ros.node import GuidanceNode, run
 from hybrid_guidance.ros.registering import PatientRegistration, RegisteringParameters
+from hybrid_guidance.ros.serialized import needle_from_bytes
 from hybrid_guidance.ros.waiting import TrackedPoseParameters, WaitingForPose
 
 
@@ -76,7 +76,7 @@ class FusionNode(GuidanceNode[FusionParameters]):
         # What is subscribed first is taken first, when several messages wait.
         for name in SENSORS:
             subscribe(PoseWithCovarianceStamped, f'{name}/needle',
-                      partial(self._on_needle, name), qos.OBSERVATION)
+                      partial(self._on_needle, name), qos.OBSERVATION, raw=True)
         self._exposure = ExposureAdviser(self, 'fluoroscopy')
         self._calibrations: dict[str, Calibration] = {}
         self._watched = WatchedFusion({})
@@ -129,14 +129,13 @@ class FusionNode(GuidanceNode[FusionParameters]):
         self._projection = projection if projection.is_calibrated else None
         self._watched.exposed(stamp_ns(message.header.stamp))
 
-    def _on_needle(self, name: str, message: PoseWithCovarianceStamped) -> None:
-        frame = SENSORS[name]
-        if message.header.frame_id != frame:
-            raise ValueError(f'{name}/needle is in "{message.header.frame_id}", not in "{frame}"')
-        stamp = stamp_ns(message.header.stamp)
+    def _on_needle(self, name: str, message: bytes) -> None:
+        frame, (frame_id, stamp, needle) = SENSORS[name], needle_from_bytes(message)
+        if frame_id != frame:
+            raise ValueError(f'{name}/needle is in "{frame_id}", not in "{frame}"')
         if frame in self._calibrations and self._watched.arrived(name, stamp, self.now_ns()):
             self._waiting.add(self._calibrations[frame].parent, stamp, partial(
-                self._fuse, name, stamp, needle_from_message(message)))
+                self._fuse, name, stamp, needle))
 
     def _work(self) -> None:
         self._patient.tissue.work()

@@ -14,11 +14,11 @@ from hybrid_guidance.parameters import parameter
 from hybrid_guidance.ros import qos, tf
 from hybrid_guidance.ros.convert import (
     matrix_from_pose,
-    needle_message,
     stamp_ns,
     transform_message,
 )
 from hybrid_guidance.ros.node import GuidanceNode
+from hybrid_guidance.ros.serialized import needle_bytes
 from hybrid_guidance.ros.tissue import TissueWatch
 
 _RECENT_NS = 100_000_000
@@ -55,7 +55,6 @@ class BreathingPatient:
         self._shown_ns = 0
         self._pose = node.create_publisher(
             PoseWithCovarianceStamped, 'needle/pose', qos.OBSERVATION)
-        self._message = PoseWithCovarianceStamped()
         self.tissue = TissueWatch(
             node, SENSORS, lambda name: calibrations().get(SENSORS[name]), self._on_breath)
         node.create_subscription(PoseStamped, 'plan/needle_pose', self._on_asked, qos.COMMAND)
@@ -71,9 +70,9 @@ class BreathingPatient:
         needle, still_T_patient = self._watched().fusion.filter.estimate(state), None
         if registration := self._calibrations().get('patient'):
             still_T_patient = breathing.registered(registration.transform)
-            self._pose.publish(needle_message(self._watched().in_patient(
+            self._pose.publish(needle_bytes(self._watched().in_patient(
                 needle, still_T_patient, registration.covariance + breathing.rest_covariance()),
-                'patient', stamp, self._message))
+                'patient', stamp))
         self._shown_ns = stamp
         # First what guides; where it is in the room comes after.
         world_T_still = breathing.world_T_still(stamp)

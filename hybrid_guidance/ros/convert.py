@@ -3,6 +3,7 @@
 import array
 import math
 from functools import lru_cache
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -64,42 +65,44 @@ def point_message(point: Points) -> Point:
     return Point(x=float(point[0]), y=float(point[1]), z=float(point[2]))
 
 
-def _coordinates(point: Point | Vector3) -> tuple[float, float, float]:
-    """Return the metres of a Point or Vector3; raises like ``point_array``."""
-    if not (math.isfinite(point.x) and math.isfinite(point.y) and math.isfinite(point.z)):
-        raise MessageError(f'the point ({point.x}, {point.y}, {point.z}) is not finite')
-    return point.x, point.y, point.z
-
-
 def point_array(point: Point | Vector3) -> Points:
     """Return a Point or Vector3 as (3,) metres.
 
     Raises:
         MessageError: not finite.
     """
-    return np.array(_coordinates(point))
+    if not (math.isfinite(point.x) and math.isfinite(point.y) and math.isfinite(point.z)):
+        raise MessageError(f'the point ({point.x}, {point.y}, {point.z}) is not finite')
+    return np.array((point.x, point.y, point.z))
 
 
-def _matrix(translation: Point | Vector3, rotation: Quaternion) -> Transform:
-    xyzw = (rotation.x, rotation.y, rotation.z, rotation.w)
-    norm = math.hypot(*xyzw)
-    if not abs(norm - 1.0) < 1e-3:
-        raise MessageError(f'the quaternion {list(xyzw)} (x, y, z, w) has length {norm:.4g}, '
-                           'not 1')
-    return from_quaternion(xyzw, _coordinates(translation))
-
-
-def matrix_from_pose(pose: Pose) -> Transform:
-    """Return a Pose as a (4, 4) transform.
+def matrix_from_numbers(xyz: tuple[float, ...], xyzw: tuple[float, ...]) -> Transform:
+    """Return (3,) metres and a quaternion as a (4, 4) transform.
 
     Raises:
         MessageError: not finite, or the quaternion is not of unit length.
     """
+    if not all(map(math.isfinite, xyz)):
+        raise MessageError(f'the point {xyz} is not finite')
+    norm = math.hypot(*xyzw)
+    if not abs(norm - 1.0) < 1e-3:
+        raise MessageError(f'the quaternion {list(xyzw)} (x, y, z, w) has length {norm:.4g}, '
+                           'not 1')
+    return from_quaternion(xyzw, xyz)
+
+
+def _matrix(translation: Point | Vector3, rotation: Quaternion) -> Transform:
+    return matrix_from_numbers((translation.x, translation.y, translation.z),
+                               (rotation.x, rotation.y, rotation.z, rotation.w))
+
+
+def matrix_from_pose(pose: Pose) -> Transform:
+    """Return a Pose as a (4, 4) transform; raises like ``matrix_from_numbers``."""
     return _matrix(pose.position, pose.orientation)
 
 
 def matrix_from_transform(message: TransformMessage) -> Transform:
-    """Return a Transform message as a (4, 4) transform; raises like ``matrix_from_pose``."""
+    """Return a Transform message as a (4, 4) transform; raises like ``matrix_from_numbers``."""
     return _matrix(message.translation, message.rotation)
 
 
@@ -135,22 +138,30 @@ def transform_message(parent: str, child: str, nanoseconds: int,
     return message
 
 
-def needle_message(needle: NeedleEstimate, frame_id: str, nanoseconds: int,
-                   into: PoseWithCovarianceStamped | None = None) -> PoseWithCovarianceStamped:
+def needle_message(needle: NeedleEstimate, frame_id: str,
+                   nanoseconds: int) -> PoseWithCovarianceStamped:
     """Return a needle as a message: tip, shaft along +z, 6x6 covariance in ``frame_id``.
 
     Args:
         needle: in ``frame_id``.
         frame_id: of its pose.
         nanoseconds: acquisition time.
-        into: a message that is published no more, to be used again.
     """
-    message = PoseWithCovarianceStamped() if into is None else into
-    _fill(message.header, frame_id, nanoseconds)
-    pose = message.pose.pose
-    _place(needle.pose, pose.position, pose.orientation)
+    message = PoseWithCovarianceStamped(header=header(frame_id, nanoseconds))
+    message.pose.pose = pose_message(needle.pose)
     message.pose.covariance = needle.covariance.ravel()
     return message
+
+
+def valid_covariance(covariance: Array) -> Array:
+    """Return a (6, 6) covariance of a pose.
+
+    Raises:
+        MessageError: it is none.
+    """
+    if not pose_covariance.is_valid(covariance):
+        raise MessageError('the pose covariance is not finite, symmetric and positive')
+    return covariance
 
 
 def needle_from_message(message: PoseWithCovarianceStamped) -> NeedleEstimate:
@@ -160,9 +171,7 @@ def needle_from_message(message: PoseWithCovarianceStamped) -> NeedleEstimate:
         MessageError: not finite, not a unit quaternion, or the covariance is not one.
     """
     covariance = np.asarray(message.pose.covariance, dtype=float).reshape(6, 6)
-    if not pose_covariance.is_valid(covariance):
-        raise MessageError('the pose covariance is not finite, symmetric and positive')
-    return NeedleEstimate(matrix_from_pose(message.pose.pose), covariance)
+    return NeedleEstimate(matrix_from_pose(message.pose.pose), valid_covariance(covariance))
 
 
 def tissue_message(displacement: Points, covariance: Array, reference_ns: int, frame_id: str,
@@ -193,9 +202,8 @@ def tissue_from_message(message: Odometry) -> tuple[Points, Array, int]:
     Raises:
         MessageError: not finite, no covariance, or ``child_frame_id`` is not ``tissue_<ns>``.
     """
-    covariance = np.asarray(message.pose.covariance, dtype=float).reshape(6, 6)
-    if not pose_covariance.is_valid(covariance):
-        raise MessageError('the pose covariance is not finite, symmetric and positive')
+    covariance = valid_covariance(
+        np.asarray(message.pose.covariance, dtype=float).reshape(6, 6))
     number = message.child_frame_id.removeprefix(_TISSUE)
     if number == message.child_frame_id or not number.isdecimal():
         raise MessageError(f'child_frame_id is "{message.child_frame_id}", not '
@@ -214,7 +222,18 @@ def image_message(pixels: Pixels, frame_id: str, nanoseconds: int) -> Image:
     return message
 
 
-def pixels_from_message(message: Image) -> Pixels:
+class Picture(Protocol):
+    """What says how the bytes of an image are to be read: an Image, or what is left of one."""
+
+    height: int
+    width: int
+    encoding: str
+    is_bigendian: int
+    step: int
+    data: Any
+
+
+def pixels_from_message(message: Picture) -> Pixels:
     """Return an Image as (H, W) grey levels; colour becomes luminance.
 
     Raises:
@@ -324,11 +343,15 @@ def frame_from_messages(image: Image, info: CameraInfo) -> Frame:
     Raises:
         MessageError: either is malformed, or the two sizes differ.
     """
+    return frame_of(image, stamp_ns(image.header.stamp), info)
+
+
+def frame_of(image: Picture, nanoseconds: int, info: CameraInfo) -> Frame:
+    """Return an image with its stamp and its camera_info as a Frame; raises likewise."""
     if (image.width, image.height) != (info.width, info.height):
         raise MessageError(f'image is {image.width} x {image.height}, its camera_info says '
                            f'{info.width} x {info.height}')
-    return Frame(pixels_from_message(image), stamp_ns(image.header.stamp),
-                 projection_from_info(info))
+    return Frame(pixels_from_message(image), nanoseconds, projection_from_info(info))
 
 
 def advice_message(advice: Advice) -> DiagnosticStatus:

@@ -20,11 +20,12 @@ from hybrid_guidance.geometry.types import Transform
 from hybrid_guidance.imaging.frame import Frame
 from hybrid_guidance.parameters import ParameterError
 from hybrid_guidance.ros import environment, qos, tf
-from hybrid_guidance.ros.convert import frame_from_messages, stamp_ns
+from hybrid_guidance.ros.convert import frame_of, stamp_ns
 from hybrid_guidance.ros.executor import MessageExecutor
 from hybrid_guidance.ros.health import ERROR, Health
 from hybrid_guidance.ros.parameters import Parameters
 from hybrid_guidance.ros.partners import Partners
+from hybrid_guidance.ros.serialized import SerializedImage, image_from_bytes
 from hybrid_guidance.supervisor import end_with_parent
 
 P = TypeVar('P')
@@ -142,7 +143,8 @@ class GuidanceNode(Node, Generic[P]):
         pairs = _Pairs(callback, lambda count: self.health.value(f'{sensor} images missed', count))
         return (self.create_subscription(CameraInfo, f'{sensor}/camera_info', pairs.info,
                                          qos.CAMERA_INFO),
-                self.create_subscription(Image, f'{sensor}/image_raw', pairs.image, qos.IMAGE))
+                self.create_subscription(Image, f'{sensor}/image_raw', pairs.image, qos.IMAGE,
+                                         raw=True))
 
     def listen_to_frames(self, on_transforms: Callable[[], None] | None = None) -> None:
         """Start to follow /tf; ``lookup`` works from then on.
@@ -183,11 +185,12 @@ class _Pairs:
         self._callback, self._tell = callback, tell
         self._missed = 0
         tell(0)
-        self._images: dict[int, Image] = {}
+        self._images: dict[int, SerializedImage] = {}
         self._infos: dict[int, CameraInfo] = {}
 
-    def image(self, message: Image) -> None:
-        self._match(stamp_ns(message.header.stamp), message, self._images)
+    def image(self, message: bytes) -> None:
+        image = image_from_bytes(message)
+        self._match(image.stamp_ns, image, self._images)
 
     def info(self, message: CameraInfo) -> None:
         self._match(stamp_ns(message.header.stamp), message, self._infos)
@@ -196,7 +199,7 @@ class _Pairs:
         waiting[stamp] = message
         if stamp in self._images and stamp in self._infos:
             image, info = (self._taken(stamp, group) for group in (self._images, self._infos))
-            self._callback(frame_from_messages(image, info), image.header.frame_id)
+            self._callback(frame_of(image, stamp, info), image.frame_id)
         while len(waiting) > self.KEPT:
             self._leave(waiting, next(iter(waiting)))
 

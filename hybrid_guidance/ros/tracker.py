@@ -10,9 +10,9 @@ from hybrid_guidance.detection.succession import Succession
 from hybrid_guidance.geometry.needle import NeedleEstimate
 from hybrid_guidance.imaging.frame import Frame
 from hybrid_guidance.ros import qos
-from hybrid_guidance.ros.convert import needle_message
 from hybrid_guidance.ros.health import ERROR
 from hybrid_guidance.ros.node import GuidanceNode
+from hybrid_guidance.ros.serialized import needle_bytes
 
 
 class NeedleTracker:
@@ -36,7 +36,6 @@ class NeedleTracker:
         self._node, self._detect, self._lift, self._threshold = node, detect, lift, threshold
         self._publisher = node.create_publisher(
             PoseWithCovarianceStamped, f'{sensor}/needle', qos.OBSERVATION)
-        self._message = PoseWithCovarianceStamped()
         self._repeats, self._agrees = Repeats(), Succession(confirm)
         self._frames = self._needles = 0
 
@@ -50,8 +49,8 @@ class NeedleTracker:
         calibrated = frame.projection.is_calibrated
         # First what guides, then what is said about it.
         if found is not None and seen and calibrated:
-            self._publisher.publish(needle_message(
-                self._lift(found, frame), frame_id, frame.stamp_ns, self._message))
+            self._publisher.publish(needle_bytes(
+                self._lift(found, frame), frame_id, frame.stamp_ns))
             self._needles += 1
         self._frames += 1
         health = self._node.health

@@ -64,8 +64,8 @@ class TissueMotion:
         like: median correlation below which an image is kept.
         keep: images kept at most.
         patience: images in a row without tissue after which all begins anew.
-        short: the same where tissue is seen in less than half of the images: the reference was
-            taken in the middle of a breath, another one may lie where it rests.
+        short: the same of a new reference that less than half of the images show: it was taken
+            in the middle of a breath, another one may lie where tissue rests.
     """
 
     def __init__(self, shrink: int = 2, patch: int = 40, reach: int = 8, *,
@@ -103,7 +103,8 @@ class TissueMotion:
 
     def _is_lost(self) -> bool:
         """Tell whether the reference is given up."""
-        seldom = self._seen < self._missed + min(self._lost, self._short)
+        seldom = (self._seen < self._missed + min(self._lost, self._short)
+                  and self._seen + self._missed + self._lost <= self._patience)
         return self._lost >= (min(self._short, self._patience) if seldom else self._patience)
 
     def _compared(self, image: Image) -> tuple[Array, Array, float] | None:

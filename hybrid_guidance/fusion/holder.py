@@ -37,10 +37,10 @@ class Motion:
     """
 
     tip: float = 0.0008
-    slip: float = 0.0002
+    slip: float = 0.0003
     direction: float = 0.02
     speed: float = 0.010
-    disobey: float = 0.0007
+    disobey: float = 0.001
     advancing: float = 0.0015
     stride: float = 0.001
     steady: float = 0.17

@@ -358,7 +358,7 @@ def test_how_much_of_what_is_asked_is_done_is_learnt_where_it_is_seen(done: floa
 def test_a_needle_that_is_seen_to_wander_is_less_sure_where_it_is_not_seen() -> None:
     """A shaking hand shakes across the slice as much as in it."""
     deviation = {}
-    for wander in (0.0, 0.004):
+    for wander in (0.0, 0.001):
         bench, needle_filter = Bench(13, speed=0.0), NeedleFilter(CALIBRATION)
         bench.run(needle_filter, end=1.0)
         for step in range(60):
@@ -369,7 +369,7 @@ def test_a_needle_that_is_seen_to_wander_is_less_sure_where_it_is_not_seen() -> 
             asked_for(needle_filter, 0.0)
         deviation[wander] = blind_deviation(
             needle_filter, needle_filter.state.stamp_ns + 500_000_000, SLICE[:3, 2])
-    assert deviation[0.004] > 1.2 * deviation[0.0]
+    assert deviation[0.001] > 1.3 * deviation[0.0]
 
 
 def test_an_observation_that_newer_ones_preceded_says_so() -> None:

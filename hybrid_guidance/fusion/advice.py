@@ -38,7 +38,7 @@ class Limits:
         unchecked: m, how far the needle may go in beyond where an X-ray has shown it.
     """
 
-    tip: float = 0.0007
+    tip: float = 0.00065
     depth: float = 0.0005
     gain: float = 0.35
     risk: float = 0.01

@@ -24,7 +24,7 @@ FRESH_NS = 1_000_000_000
 class ExposureParameters:
     """Parameters of ``fusion/exposure_advice``."""
 
-    exposure_limit: float = parameter(0.0007, low=0.0001, high=0.1, unit='m', meaning=(
+    exposure_limit: float = parameter(0.00065, low=0.0001, high=0.1, unit='m', meaning=(
         'tip error above which fusion/exposure_advice says expose, if that would help'))
     exposure_risk: float = parameter(0.01, low=0.0, high=1.0, meaning=(
         'probability of touching what must not be touched, above which it does'))

@@ -32,6 +32,8 @@ _CORTEX = 0.002
 
 # How much larger than its labels a masked bone is, metres: gradients need its edge.
 _ROUND = 0.004
+# Of the place of a bone's surface, and the width over which it is smoothed, in voxels of the CT.
+_DOUBT, _SMOOTH = 0.3, 0.6
 # What is parted from the rest and smaller is no bone (vessels, contrast medium), m³.
 _SPECK = 1e-7
 # Marrow and the sutures of a cortex thinner than a voxel are closed over this, metres.
@@ -79,7 +81,7 @@ class Scan:
 
         Its surface is where half of the way from soft tissue to the densest place of the cortex
         behind is gone: a fixed level moves outwards with the blur of a CT (Prevrhal et al., Phys.
-        Med. Biol. 1999).
+        Med. Biol. 1999). Distances are smoothed: a surface has no steps of voxels.
 
         Args:
             least: Hounsfield units of the densest place of bone.
@@ -102,7 +104,9 @@ class Scan:
         densest = ndimage.maximum_filter(values, 2 * round(_CORTEX / edge) + 1)
         excess = values - 0.5 * (np.maximum(densest, least) + _SOFT)
         distance = _signed_distance(np.asarray(excess, np.float32), edge)
-        return BoneField(self.origin, edge, np.asarray(distance.transpose(2, 1, 0), float))
+        distance = ndimage.gaussian_filter(distance, _SMOOTH * self.spacing[::-1] / edge)
+        return BoneField(self.origin, edge, np.asarray(distance.transpose(2, 1, 0), float),
+                         _DOUBT * self.spacing)
 
 
 def aligned(volume: Volume, edge: float = 0.001) -> tuple[Image, Points, Array]:

@@ -3,11 +3,11 @@
 Directional ICP (point to plane, Chen and Medioni, 1992) on a sampled signed distance: a point
 counts only where the surface faces the beam that saw it and no bone is in that beam's way.
 Robust by Geman and McClure's cost, from several starts; the cost of the others tells whether the
-place is the only one.
+place is the only one, and that of bone with left and right exchanged whether the sides are right.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,8 +30,16 @@ from hybrid_guidance.registration.result import (
 )
 
 _LEAST_POINTS = 60
+# So many are enough to choose between places.
+_FEW = 250
 _FACING = 0.1
 _CELL = 0.008
+# How often the variance of the bone's own surface is added where points are held against it.
+_LENIENT = 2.0
+# Share of the deviation of the bone's own surface that is alike everywhere: too thick, too thin.
+_ALIKE = 0.75
+# Costs with left and right exchanged that are nearer to one another do not tell the sides apart.
+_SIDES = 0.85
 
 
 @dataclass(frozen=True)
@@ -142,11 +150,14 @@ class BoneField:
         origin: (3,) of the first value, in ``moving``.
         spacing: metres.
         values: (X, Y, Z).
+        deviation: (3,) metres, of the surface itself where it faces x, y, z: it is not finer than
+            the voxels of a CT.
     """
 
     origin: Points
     spacing: float
     values: Array
+    deviation: Array = field(default_factory=lambda: np.zeros(3))
 
     @classmethod
     def sampled(cls, distance: Callable[[Points], Array], lower: Points, upper: Points,
@@ -177,6 +188,20 @@ class BoneField:
         outside = np.linalg.norm(place - inside, axis=1) * self.spacing
         return low + w * (high - low) + outside, slope
 
+    def variance(self, normal: Array) -> Array:
+        """Return (N,) m², of the place of a surface that has (N, 3) normals."""
+        return np.asarray(normal**2 @ self.deviation**2)
+
+    def wide(self, scale: float, normal: Array) -> Array:
+        """Return (N,) m², the square of a scale of distances and of what the surface adds."""
+        return np.asarray(scale**2 + _LENIENT * self.variance(normal))
+
+    def mirrored(self, middle: float) -> 'BoneField':
+        """Return the field with left and right exchanged at x = ``middle``, metres."""
+        last = self.origin[0] + self.spacing * (len(self.values) - 1)
+        return replace(self, origin=np.array([2.0 * middle - last, *self.origin[1:]]),
+                       values=self.values[::-1])
+
     def nearest(self, points: Points) -> Array:
         """Return the (N,) distances of the cells that (N, 3) points lie in; quick."""
         whole = np.rint((points - self.origin) / self.spacing).astype(int)
@@ -189,9 +214,12 @@ class SurfaceRegistration(Registration):
     """A registration by surface; its cost is 0 where every point lies on bone that it could see.
 
     Attributes:
-        fitting: share of the points within 1.5 mm of bone that faces them.
+        fitting: share of the points on bone that faces them: within 1.5 mm, and what the bone's
+            own surface may be off by.
         free: (3,) unit direction, in ``fixed``, in which the target is known least.
-        rival: cost of the next place that is another one; infinite where there is none.
+        rival: cost of the next place that is another one, as a multiple of its own; infinite
+            where there is none.
+        mirrored: cost of the bone with left and right exchanged, likewise.
         count: of the points.
         residual: metres, root mean square distance of those that fit.
     """
@@ -199,8 +227,17 @@ class SurfaceRegistration(Registration):
     fitting: float = 0.0
     free: Array = field(default_factory=lambda: np.array([0.0, 0.0, 1.0]))
     rival: float = np.inf
+    mirrored: float = np.inf
     count: int = 0
     residual: float = 0.0
+
+    @property
+    def verdict(self) -> str:
+        """One line for the operator."""
+        words = super().verdict
+        if self.accepted and self.mirrored < 1.0 / _SIDES:
+            words += '; left and right look alike, check the side of the CT by a marker'
+        return words
 
 
 @dataclass(frozen=True)
@@ -212,6 +249,7 @@ class Acceptance:
         fitting: least share of points on bone that faces them.
         cost: at most.
         lead: of the cost over the next place, as a share of it.
+        sides: least cost of the bone with left and right exchanged, as a share of its own.
         confidence: least probability to be within the limit.
     """
 
@@ -219,6 +257,7 @@ class Acceptance:
     fitting: float = 0.85
     cost: float = 0.2
     lead: float = 0.85
+    sides: float = _SIDES
     confidence: float = 0.95
 
 
@@ -238,24 +277,28 @@ def register_surface(cloud: Cloud, bone: BoneField, start: Transform, target: Po
         seed: of those places.
         acceptance: what the result must show.
     """
-    pose = inverse(start)
+    pose, cost, others = _placed(cloud, bone, inverse(start), starts, seed)
+    # Where the sides of a CT were told wrong, its mirror image fits better.
+    middle = float(np.median(transform_points(pose, cloud.points)[:, 0]))
+    _, across, _ = _placed(cloud, bone.mirrored(middle), pose, starts, seed)
+    rivals = _rival(pose, others, target, _some(cloud, _FEW), bone), across / max(cost, 1e-6)
+    return _judged(cloud, bone, pose, cost, rivals, target, common, acceptance or Acceptance())
+
+
+_Place = tuple[Transform, float]
+
+
+def _placed(cloud: Cloud, bone: BoneField, pose: Transform, starts: int,
+            seed: int) -> tuple[Transform, float, list[_Place]]:
+    """Return the best pose, its cost, and the coarser places that all starts ended at."""
     middle = transform_points(pose, cloud.points).mean(axis=0)
-    few = _some(cloud, 250)
-    found = []
-    for offset in _offsets(starts, seed):
-        begun = _moved(pose, offset, middle)
-        found.append(_settled(few, bone, begun, middle, (0.006, 0.004, 0.0025, 0.0015)))
-    costs = np.array([_cost(few, bone, each) for each in found])
-    order = np.argsort(costs)
-    best, cost = None, np.inf
-    for index in order[:3]:
-        fine = _settled(cloud, bone, found[index], middle, (0.0015, 0.001, 0.001))
-        if best is None or _cost(cloud, bone, fine) < cost:
-            best, cost = fine, _cost(cloud, bone, fine)
-    assert best is not None
-    rival = _rival(best, found, costs, target, few, bone)
-    return _judged(cloud, bone, best, cost, rival, target, common,
-                   acceptance or Acceptance())
+    few = _some(cloud, _FEW)
+    begun = [_moved(pose, offset, middle) for offset in _offsets(starts, seed)]
+    ends = [_settled(few, bone, each, middle, (0.006, 0.004, 0.0025, 0.0015)) for each in begun]
+    places = sorted(((each, _cost(few, bone, each)) for each in ends), key=lambda place: place[1])
+    fine = [_settled(cloud, bone, each, middle, (0.0015, 0.001, 0.001)) for each, _ in places[:3]]
+    best = min(fine, key=lambda each: _cost(cloud, bone, each))
+    return best, _cost(cloud, bone, best), places
 
 
 def _offsets(count: int, seed: int) -> Array:
@@ -281,7 +324,10 @@ def _seen(cloud: Cloud, bone: BoneField,
           pose: Transform) -> tuple[Points, Array, Array, NDArray[np.bool_]]:
     """Return points in ``moving``, distances, normals, and which face their beam, unhidden."""
     points, beams = transform_points(pose, cloud.points), cloud.beams @ pose[:3, :3].T
-    distance, normal = bone(points)
+    # The surface before a point counts, not the far side of thin bone that it lies in.
+    back = float(np.max(bone.deviation))
+    distance, normal = bone(points - back * beams)
+    distance = distance + back * np.einsum('ij,ij->i', normal, beams)
     good = np.asarray(np.einsum('ij,ij->i', normal, beams) < -_FACING)
     for back in (0.004, 0.008):
         good &= bone.nearest(points - back * beams) > -0.001
@@ -294,7 +340,7 @@ def _settled(cloud: Cloud, bone: BoneField, pose: Transform, middle: Points,
     for scale in scales:
         for _ in range(5):
             points, distance, normal, good = _seen(cloud, bone, pose)
-            weight = good * cloud.weights / (1.0 + (distance / scale) ** 2) ** 2
+            weight = good * cloud.weights / (1.0 + distance**2 / bone.wide(scale, normal)) ** 2
             jacobian = np.hstack([normal, np.cross(points - middle, normal)])
             information = jacobian.T @ (weight[:, None] * jacobian)
             # Where the surface is flat, a step is not taken rather than taken anywhere.
@@ -308,28 +354,29 @@ def _settled(cloud: Cloud, bone: BoneField, pose: Transform, middle: Points,
 
 
 def _cost(cloud: Cloud, bone: BoneField, pose: Transform, scale: float = 0.0015) -> float:
-    _, distance, _, good = _seen(cloud, bone, pose)
-    ratio = (distance / scale) ** 2
+    _, distance, normal, good = _seen(cloud, bone, pose)
+    ratio = distance**2 / bone.wide(scale, normal)
     each = np.where(good, ratio / (1.0 + ratio), 1.0)
     return float(cloud.weights @ each / cloud.weights.sum())
 
 
-def _rival(best: Transform, found: Sequence[Transform], costs: Array, target: Points,
-           cloud: Cloud, bone: BoneField) -> float:
+def _rival(best: Transform, others: Sequence[_Place], target: Points, cloud: Cloud,
+           bone: BoneField) -> float:
     """Return the cost of the next place, as a multiple of the best one's."""
     own = _cost(cloud, bone, best)
     place = transform_points(inverse(best), target)
-    others = [cost for pose, cost in zip(found, costs, strict=True)
-              if np.linalg.norm(transform_points(inverse(pose), target) - place) > LIMIT]
-    return min(others) / max(own, 1e-6) if others else np.inf
+    costs = [cost for pose, cost in others
+             if np.linalg.norm(transform_points(inverse(pose), target) - place) > LIMIT]
+    return min(costs) / max(own, 1e-6) if costs else np.inf
 
 
-def _judged(cloud: Cloud, bone: BoneField, pose: Transform, cost: float, rival: float,
-            target: Points, common: float, acceptance: Acceptance) -> SurfaceRegistration:
+def _judged(cloud: Cloud, bone: BoneField, pose: Transform, cost: float,
+            rivals: tuple[float, float], target: Points, common: float,
+            acceptance: Acceptance) -> SurfaceRegistration:
     points, distance, normal, good = _seen(cloud, bone, pose)
-    fits = good & (np.abs(distance) < 0.0015)
+    fits = good & (distance**2 < bone.wide(0.0015, normal))
     fitting = float(np.mean(fits))
-    covariance = _covariance(cloud, pose, points, distance, normal, good, common)
+    covariance = _covariance(cloud, bone, pose, points, distance, normal, good, common)
     plain = Registration(inverse(pose), covariance, np.asarray(target, float), cost, 1.0)
     values, vectors = np.linalg.eigh(plain.target_covariance)
     probability = chance_below(plain.target_covariance, acceptance.limit)
@@ -337,15 +384,17 @@ def _judged(cloud: Cloud, bone: BoneField, pose: Transform, cost: float, rival: 
     if fitting < acceptance.fitting or cost > acceptance.cost:
         reasons.append(f'only {fitting:.0%} of the points lie on bone that they could see (cost '
                        f'{cost:.2f}); check the start, the CT and the probe calibration')
-    if rival < 1.0 / acceptance.lead:
+    if rivals[0] < 1.0 / acceptance.lead:
         reasons.append('the surface fits at another place nearly as well; sweep over more bone')
+    if rivals[1] < acceptance.sides:
+        reasons.append('bone with left and right exchanged fits better; check the sides of the CT')
     if probability < acceptance.confidence:
         reasons.append(f'known to {1e3 * float(np.sqrt(values[-1])):.1f} mm only along '
                        f'{_named(vectors[:, -1])}; sweep over bone that is steep there')
     if reasons:
         probability = min(probability, 1.0 - acceptance.confidence)
     return SurfaceRegistration(plain.transform, covariance, plain.target, cost, probability,
-                               tuple(reasons), fitting, vectors[:, -1], rival, len(points),
+                               tuple(reasons), fitting, vectors[:, -1], *rivals, len(points),
                                float(np.sqrt(np.mean(distance[fits]**2))) if fits.any() else 0.0)
 
 
@@ -355,14 +404,14 @@ def _named(direction: Array) -> str:
     return f'{"xyz"[axis]} ({x:.1f}, {y:.1f}, {z:.1f})'
 
 
-def _covariance(cloud: Cloud, pose: Transform, points: Points, distance: Array, normal: Array,
-                good: NDArray[np.bool_], common: float) -> Array:
+def _covariance(cloud: Cloud, bone: BoneField, pose: Transform, points: Points,
+                distance: Array, normal: Array, good: NDArray[np.bool_], common: float) -> Array:
     """Return the (6, 6) covariance of ``fixed_T_moving``.
 
     Points of one cell err alike (speckle, thickness of the slice, surface of the CT): each cell
     counts once, and six of them are used up by the pose.
     """
-    weight = good * cloud.weights / (1.0 + (distance / 0.001) ** 2) ** 2
+    weight = good * cloud.weights / (1.0 + distance**2 / bone.wide(0.001, normal)) ** 2
     _, owner, size = np.unique(np.floor(cloud.points / _CELL).astype(int), axis=0,
                                return_inverse=True, return_counts=True)
     middle = points.mean(axis=0)
@@ -372,7 +421,11 @@ def _covariance(cloud: Cloud, pose: Transform, points: Points, distance: Array, 
     variance = (float(weight @ distance**2) / max(float(weight.sum()), 1e-9) * cells
                 / max(cells - 6, 1) + common**2)
     own = covariance_from(jacobian.T @ (share[:, None] * jacobian) / variance)
+    # How the pose follows a bone that is too thick or too thin everywhere.
+    off = _ALIKE * np.sqrt(bone.variance(normal))
+    follows = own @ (jacobian.T @ (share * off)) / variance
     own[:3, :3] += common**2 * np.eye(3)
+    own += np.outer(follows, follows)
     turn = pose[:3, :3].T
     change = -np.block([[turn, turn @ skew(middle)], [np.zeros((3, 3)), turn]])
     return np.asarray(change @ own @ change.T)

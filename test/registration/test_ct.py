@@ -44,6 +44,15 @@ def test_surface_lies_where_the_cortex_ends(spacing: tuple[float, float, float])
     assert np.median(outwards) > 0.99
 
 
+def test_a_coarse_ct_knows_how_far_its_surface_may_be_off() -> None:
+    field = ball((0.003, 0.003, 0.003)).surface()
+    points = around(RADIUS, RADIUS)
+    distance, _ = field(points)
+    assert np.sqrt(np.mean(distance**2)) < 1.2 * field.deviation[0] < 0.0012
+    thick = ball((0.001, 0.001, 0.0025)).surface().variance(np.eye(3))
+    assert thick[2] == pytest.approx(2.5**2 * thick[0])
+
+
 def test_marrow_is_inside() -> None:
     distance, _ = ball((0.001, 0.001, 0.0015)).surface()(around(0.0, 0.8 * (RADIUS - CORTEX)))
     assert np.all(distance < -CORTEX / 2)

@@ -205,7 +205,7 @@ def test_probe_by_wires_from_a_live_graph(laboratory: Laboratory, tmp_path: Path
         laboratory.image(10.0 + at, 10.0 + at, spots_image(random, pixels))
     laboratory.start()
     output = tmp_path / 'lab.yaml'
-    assert main(['calibrate', 'ultrasound-spatial', str(tmp_path / 'bag'), '--record', '6',
+    assert main(['calibrate', 'ultrasound-spatial', str(tmp_path / 'bag'), '--record', '9',
                  '--phantom', str(device_set(tmp_path / 'wires.xml')), '--origin',
                  *map(str, ORIGIN), '--output', str(output)]) == 0
     entry, = load(output, datetime.now(timezone.utc))

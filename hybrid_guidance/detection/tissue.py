@@ -14,8 +14,9 @@ import numpy as np
 from hybrid_guidance.geometry.types import Array, Image, Pixels
 from hybrid_guidance.imaging.frame import Frame
 
-_LEAST, _MOST, _FLOOR = 4, 14, 0.15
-"""Patches that must agree; patches looked for; shrunk pixels that no average takes away."""
+_LEAST, _MOST, _PLENTY, _FLOOR = 4, 14, 6, 0.15
+"""Patches that must agree; patches looked for; patches found from which an image counts as
+wholly like another; shrunk pixels that no average takes away."""
 
 _LIKE, _WORSE, _SHARE, _FLAT, _LAG = 0.5, 0.15, 0.4, 1e-4, 0.04
 """Correlation from which a patch counts as found, and how much better it may be found elsewhere;
@@ -214,8 +215,10 @@ def _common(scores: Array) -> tuple[Array, Array, float] | None:
     left = slopes - offset @ bends
     count = len(left)
     covariance = inverse @ (left.T @ left) @ inverse / (count * (count - 1.0))
+    # The few patches that are left may be as like as ever: the image is not, and soon none is.
+    likeness = float(np.median(at[used])) * min(1.0, count / _PLENTY)
     return (np.array([u, v]) + np.clip(offset, -0.7, 0.7), covariance + _FLOOR**2 * np.eye(2),
-            float(np.median(at[used])))
+            likeness)
 
 
 def _slopes(near: Array) -> Array:

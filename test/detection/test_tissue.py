@@ -68,6 +68,23 @@ def test_layers_that_each_have_a_place_across_them_only_have_one_together(seed: 
     np.testing.assert_allclose(found.pixels, (-10.0, 13.0), atol=0.5)
 
 
+def test_tissue_that_changes_patch_after_patch_is_followed_by_an_image_kept_in_time() -> None:
+    """The patches that are left are as like as ever: only their number tells that others went."""
+    motion, lost = TissueMotion(), 0
+    before, after = (np.full((600, 800), 120.0) for _ in range(2))
+    before[60:380, 60:460], after[60:380, 60:460] = (
+        speckle(seed)[60:380, 60:460] for seed in (30, 31))
+    for k in range(20):
+        edge = 60 + 20 * k
+        mixed = np.hstack([after[:, :edge], before[:, edge:]])
+        found = motion(frame(window(mixed, (0.0, 0.3 * k)), k + 1))
+        lost += k > 0 and found is None
+    assert lost == 0
+    assert found is not None
+    assert found.reference_ns == 1
+    np.testing.assert_allclose(found.pixels, (0.0, 0.3 * 19), atol=0.6)
+
+
 def test_tissue_that_changes_with_the_slice_is_followed_from_one_kept_image_to_the_next() -> None:
     """Half of what is seen has changed after 4 images; the first is like the last no more."""
     motion, layers = TissueMotion(), [speckle(10 + k) for k in range(6)]

@@ -205,11 +205,12 @@ def test_probe_by_wires_from_a_live_graph(laboratory: Laboratory, tmp_path: Path
         laboratory.image(10.0 + at, 10.0 + at, spots_image(random, pixels))
     laboratory.start()
     output = tmp_path / 'lab.yaml'
+    # A sweep that is played twice has its noise twice: chance would pass for a turned phantom.
     assert main(['calibrate', 'ultrasound-spatial', str(tmp_path / 'bag'), '--record', '9',
-                 '--phantom', str(device_set(tmp_path / 'wires.xml')), '--origin',
-                 *map(str, ORIGIN), '--output', str(output)]) == 0
+                 '--phantom', str(device_set(tmp_path / 'wires.xml')), '--keep-registration',
+                 '--origin', *map(str, ORIGIN), '--output', str(output)]) == 0
     entry, = load(output, datetime.now(timezone.utc))
-    assert off_mount(entry) < 0.8e-3
+    assert off_mount(entry) < 0.5e-3
     assert entry.held_out_error is not None
     assert entry.held_out_error < 0.6e-3
 
